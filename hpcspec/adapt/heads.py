@@ -1,0 +1,126 @@
+"""Heads: an attention-pooled reading of the encoder's tokens as class and parameters with errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hpcspec.adapt.labels import LabelSet
+from hpcspec.atomic import write_json
+from hpcspec.model.attention import AttentionPool
+from hpcspec.model.spectral import Encoded
+
+LOG_VARIANCE = (-10.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a head predicts, and the numbers that turn its outputs into the catalogue's.
+
+    center, spread: standardise each parameter (median, 1.4826·MAD of the training labels); lowest, highest: the range of
+    the training labels; applies: the classes each parameter was trained for (empty: all); error_scale: factor on each error
+    so that 68 % of the calibration objects lie within one; temperature: divisor of the class logits; anomaly_limit: 99.9 % of
+    the training objects have a smaller anomaly score; separate_encoder: the head's encoder was trained further, so it is not
+    the one that makes the embeddings.
+    """
+
+    classes: tuple[str, ...]
+    parameters: tuple[str, ...]
+    center: tuple[float, ...]
+    spread: tuple[float, ...]
+    lowest: tuple[float, ...]
+    highest: tuple[float, ...]
+    applies: tuple[tuple[str, ...], ...]
+    error_scale: tuple[float, ...] = ()
+    temperature: float = 1.0
+    anomaly_limit: float = float("inf")
+    separate_encoder: bool = False
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, asdict(self))
+
+    @staticmethod
+    def load(path: Path) -> Task:
+        """Read what `save` wrote."""
+        content = json.loads(path.read_text())
+        lists = {k: tuple(v) for k, v in content.items() if isinstance(v, list) and k != "applies"}
+        return Task(**{**content, **lists, "applies": tuple(tuple(a) for a in content["applies"])})
+
+
+def make_task(labels: LabelSet, train: np.ndarray) -> Task:
+    """The task that the labels of the training objects (numbers) define; a class with fewer than 5 members is left out."""
+    classes = tuple(c for c in labels.classes if (labels.object_class[train] == c).sum() >= 5)
+    parameters = tuple(p for p, v in labels.values.items() if np.isfinite(v[train]).sum() >= 10)
+    stats, applies = [], []
+    for p in parameters:
+        v = labels.values[p][train]
+        known = v[np.isfinite(v)]
+        center = float(np.median(known))
+        spread = float(1.4826 * np.median(np.abs(known - center))) or float(known.std()) or 1.0
+        stats.append((center, spread, float(known.min()), float(known.max())))
+        share = {c: float(np.isfinite(v[labels.object_class[train] == c]).mean()) for c in classes}
+        applies.append(tuple(c for c in classes if share[c] >= 0.02))
+    center, spread, lowest, highest = zip(*stats, strict=True) if stats else ((), (), (), ())
+    return Task(classes, parameters, center, spread, lowest, highest, tuple(applies), (1.0,) * len(parameters))
+
+
+class Head(nn.Module):
+    """Attention pool, one hidden layer, then logits (N, classes), means and log variances (N, parameters), standardised."""
+
+    def __init__(self, task: Task, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.task = task
+        self.pool = AttentionPool(width, heads)
+        self.hidden = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout))
+        self.logits = nn.Linear(2 * width, len(task.classes))
+        self.mean = nn.Linear(2 * width, len(task.parameters))
+        self.log_variance = nn.Linear(2 * width, len(task.parameters))
+
+    def forward(self, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        h = self.hidden(self.pool(encoded.tokens, encoded.packing))
+        return self.logits(h), self.mean(h), self.log_variance(h).clamp(*LOG_VARIANCE)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels of a batch in the head's terms: object_class (N,) int64, -1 unknown; value, error (N, parameters), NaN unknown."""
+
+    object_class: torch.Tensor
+    value: torch.Tensor
+    error: torch.Tensor
+
+
+def targets(labels: LabelSet, task: Task, numbers: np.ndarray) -> Targets:
+    """The targets of objects with these numbers."""
+    place = {c: i for i, c in enumerate(task.classes)}
+    classes = torch.tensor([place.get(c, -1) for c in labels.object_class[numbers].tolist()], dtype=torch.int64)
+    columns = [(labels.values[p][numbers] - c) / s for p, c, s in zip(task.parameters, task.center, task.spread, strict=True)]
+    errors = [labels.errors[p][numbers] / s for p, s in zip(task.parameters, task.spread, strict=True)]
+    shape = (len(numbers), len(task.parameters))
+    value = torch.tensor(np.array(columns).T.reshape(shape), dtype=torch.float32)
+    return Targets(classes, value, torch.tensor(np.array(errors).T.reshape(shape), dtype=torch.float32))
+
+
+def head_loss(output: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: Targets) -> torch.Tensor:
+    """Cross-entropy plus Gaussian −ln L with V = e^s + (label error)², over the labels that are known."""
+    logits, mean, log_variance = output
+    loss = mean.new_zeros(())
+    if logits.shape[1] > 1 and (target.object_class >= 0).any():
+        loss = loss + F.cross_entropy(logits, target.object_class, ignore_index=-1)
+    known = torch.isfinite(target.value)
+    if known.any():
+        variance = log_variance.exp() + target.error**2
+        z = (torch.where(known, target.value, mean) - mean) / variance.sqrt()
+        nll = F.huber_loss(z, torch.zeros_like(z), reduction="none", delta=5.0) + 0.5 * variance.log()
+        loss = loss + (nll * known).sum() / known.sum(0).clamp(min=1).max()
+    return loss

@@ -1,0 +1,153 @@
+"""Label tables: any of CSV, FITS and Parquet, joined to the objects by the survey's own identifier."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from astropy.table import Table
+
+from hpcspec.config import Labels, Survey
+from hpcspec.errors import UserError
+from hpcspec.shards.format import Shard
+from hpcspec.stream.index import DataIndex
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Labels of n objects: object_class (n,) text, "" where unknown; values and errors {parameter: (n,)}, NaN where unknown
+    (an unknown error is 0)."""
+
+    object_class: np.ndarray
+    values: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that occur, sorted."""
+        return sorted(set(self.object_class.tolist()) - {""})
+
+
+def read_table(path: Path, key: str) -> pa.Table:
+    """A label table with its key column as text.
+
+    Raises UserError if it can't be read, isn't one of the known formats, or its key column is missing or a float.
+    """
+    name = re.sub(r"\.gz$", "", path.name.lower())
+    try:
+        if name.endswith((".csv", ".txt")):
+            options = pyarrow.csv.ConvertOptions(column_types={key: pa.string()})
+            table = pyarrow.csv.read_csv(path, convert_options=options)
+        elif name.endswith((".fits", ".fit")):
+            table = _from_fits(path)
+        elif name.endswith((".parquet", ".pq")):
+            table = pyarrow.parquet.read_table(path)
+        else:
+            raise UserError(f"label table {path}: the name must end in .csv, .fits or .parquet (or one of them and .gz)")
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise UserError(f"can't read label table {path}: {str(error).splitlines()[0]}") from error
+    if key not in table.column_names:
+        raise UserError(f"label table {path} has no column {key!r} (labels.key): it has {', '.join(table.column_names[:20])}")
+    column = table.column(key)
+    if pa.types.is_floating(column.type):
+        raise UserError(f"label table {path}: the key column {key!r} is a float, which can't hold an identifier exactly: "
+                        "write it as an integer or as text")  # fmt: skip
+    text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    return table.set_column(table.column_names.index(key), key, text)
+
+
+def _from_fits(path: Path) -> pa.Table:
+    source = Table.read(path, character_as_bytes=False)
+    plain = [n for n in source.colnames if source[n].ndim == 1]
+    columns = {}
+    for name in plain:
+        values = source[name].filled(np.nan) if getattr(source[name], "mask", None) is not None and source[name].dtype.kind == "f" else source[name]
+        values = np.asarray(values)
+        columns[name] = pa.array(values.astype(values.dtype.newbyteorder("=")) if values.dtype.kind in "iuf" else values.astype(str))
+    return pa.table(columns)
+
+
+def _numbers(table: pa.Table, column: str, where: str, missing: tuple[float, ...]) -> np.ndarray:
+    if column not in table.column_names:
+        raise UserError(f"{where} has no column {column!r}: it has {', '.join(table.column_names[:20])}")
+    values = table.column(column)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        trimmed = pc.utf8_trim_whitespace(values)
+        values = pc.if_else(pc.is_in(trimmed, pa.array(["", "nan", "NaN", "null", "--"])), None, trimmed)
+    try:
+        numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{where}, column {column!r}: {error}") from error
+    return np.where(np.isin(numbers, missing) | ~np.isfinite(numbers), np.nan, numbers)
+
+
+def _own_columns(index: DataIndex, survey: str) -> pa.Table:
+    """The labels that the survey's files carry themselves, from the shards."""
+    tables = []
+    for shard in index.shards:
+        if shard.survey == survey:
+            with Shard(shard.path) as opened:
+                meta = {k: pa.array(v.tolist()) for k, v in opened.meta().items()}
+            tables.append(pa.table({"object_id": pa.array(shard.ids.tolist(), pa.string()), **meta}))
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def wanted(labels: Labels) -> bool:
+    """Whether the configuration maps any label column."""
+    return bool(labels.object_class or labels.parameters)
+
+
+def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
+    """The labels of every object of the index, from each survey's table (or, without one, from its files' own headers).
+
+    Raises UserError for an unreadable table, a missing column, a word where a number should be, or if no object has a label.
+    """
+    n, ids, survey_of = len(index), index.joined("ids"), index.survey
+    classes = np.full(n, "", object)
+    names = sorted({p for s in surveys.values() for p in s.labels.parameters if not p.endswith("_err")})
+    values = {p: np.full(n, np.nan) for p in names}
+    errors = {p: np.zeros(n) for p in names}
+    sources: list[str] = []
+    for survey, settings in surveys.items():
+        labels = settings.labels
+        members = np.flatnonzero(survey_of == survey)
+        if not wanted(labels) or not len(members):
+            continue
+        if labels.path:
+            table, key, where = read_table(Path(labels.path), labels.key), labels.key, f"label table {labels.path}"
+        else:
+            table, key, where = _own_columns(index, survey), "object_id", f"the {survey} files (no label table was given with --labels)"
+        sources.append(where)
+        row = {k: i for i, k in reversed(list(enumerate(table.column(key).to_pylist())))}
+        at = np.array([row.get(i, -1) for i in ids[members].tolist()])
+        known, rows = members[at >= 0], at[at >= 0]
+        if labels.object_class:
+            if labels.object_class not in table.column_names:
+                raise UserError(f"{where} has no column {labels.object_class!r}: it has {', '.join(table.column_names[:20])}")
+            column = table.column(labels.object_class).cast(pa.string()).to_pylist()
+            classes[known] = [(column[r] or "").strip() for r in rows]
+        for parameter, column_name in labels.parameters.items():
+            numbers = _numbers(table, column_name, where, labels.missing)[rows]
+            if parameter.endswith("_err"):
+                errors[parameter.removesuffix("_err")][known] = np.nan_to_num(np.maximum(numbers, 0))
+            else:
+                values[parameter][known] = numbers
+    out = LabelSet(classes.astype(str), values, errors)
+    if sources and not out.classes and not any(np.isfinite(v).any() for v in values.values()):
+        raise UserError(f"no object has a label: no identifier in {' or '.join(sources)} is among the {n} ingested objects "
+                        "(or every value is missing): check labels.key")  # fmt: skip
+    return out
+
+
+def describe(labels: LabelSet) -> dict[str, Any]:
+    """How many objects have each label."""
+    counted = {c: int((labels.object_class == c).sum()) for c in labels.classes}
+    return {"classes": counted, "parameters": {p: int(np.isfinite(v).sum()) for p, v in labels.values.items()}}

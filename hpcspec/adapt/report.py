@@ -1,0 +1,154 @@
+"""Accuracy on held-out objects, beside a baseline trained and tested on the same objects."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.decomposition import PCA
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from xgboost import XGBClassifier, XGBRegressor
+
+from hpcspec.adapt.heads import Task
+from hpcspec.adapt.labels import LabelSet
+from hpcspec.config import Config
+from hpcspec.shards.format import Pixels
+from hpcspec.stream.batches import in_order
+from hpcspec.stream.index import DataIndex
+from hpcspec.stream.tokens import flux_scale
+
+log = logging.getLogger(__name__)
+
+
+def scatter(residual: np.ndarray) -> dict[str, float]:
+    """Robust scatter 1.4826·MAD (about the median), plain standard deviation and median of residuals (n,)."""
+    center = float(np.median(residual))
+    return {"mad": float(1.4826 * np.median(np.abs(residual - center))), "std": float(residual.std()), "bias": center}
+
+
+def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and errors (n, parameters) in the labels' units from a head's standardised outputs."""
+    spread = np.array(task.spread)
+    return mean * spread + np.array(task.center), np.exp(0.5 * log_variance) * np.array(task.error_scale) * spread
+
+
+def pixel_matrix(index: DataIndex, numbers: np.ndarray, reference: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(wavelengths (m,), flux over its median (n, m) f4): what a baseline sees, interpolated to the grid of the first object
+    (a network here doesn't need that); NaN where there is no good pixel near."""
+    rows: dict[int, np.ndarray] = {}
+    for number, pixels in in_order(index, np.sort(numbers)):
+        wavelength, flux = _joined(pixels)
+        if reference is None:
+            reference = np.unique(np.concatenate([w for w, _, _ in pixels.arms]))
+        scale = flux_scale(pixels)
+        rows[number] = np.interp(reference, wavelength, flux / scale, left=np.nan, right=np.nan).astype(np.float32)
+    assert reference is not None
+    return reference, np.stack([rows[n] for n in numbers.tolist()])
+
+
+def _joined(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
+    wavelength = np.concatenate([w[i > 0] for w, _, i in pixels.arms])
+    flux = np.concatenate([f[i > 0] for _, f, i in pixels.arms]).astype(np.float64)
+    order = np.argsort(wavelength)
+    return wavelength[order], flux[order]
+
+
+def _features(train: np.ndarray, test: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The baseline's inputs: pixels that the training set has, or their 64 principal components."""
+    covered = np.isfinite(train).mean(0) > 0.5
+    train, test = train[:, covered], test[:, covered]
+    if kind == "xgboost":
+        return train, test
+    count = min(64, *train.shape)
+    pca = make_pipeline(SimpleImputer(strategy="median"), PCA(count, svd_solver="randomized", random_state=seed))
+    return pca.fit_transform(train), pca.transform(test)
+
+
+def baseline(config: Config, index: DataIndex, labels: LabelSet, task: Task, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+    """XGBoost for each parameter and the class, per survey, trained on `train` and predicting `test` (numbers)."""
+    trees = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 5, "subsample": 0.8, "colsample_bytree": 0.3,
+             "tree_method": "hist", "n_jobs": config.adapt.threads, "random_state": config.seed}  # fmt: skip
+    values = {p: np.full(len(test), np.nan) for p in task.parameters}
+    classes = np.full(len(test), "", object)
+    for survey in sorted(set(index.survey[test].tolist())):
+        a, b = train[index.survey[train] == survey], np.flatnonzero(index.survey[test] == survey)
+        if len(a) < 10:
+            continue
+        grid, pixels = pixel_matrix(index, a)
+        x, y = _features(pixels, pixel_matrix(index, test[b], grid)[1], config.adapt.baseline, config.seed)
+        for p in task.parameters:
+            known = np.isfinite(labels.values[p][a])
+            if known.sum() >= 10:
+                values[p][b] = XGBRegressor(**trees).fit(x[known], labels.values[p][a][known]).predict(y)
+        present = sorted(set(labels.object_class[a].tolist()) & set(task.classes))
+        known = np.isin(labels.object_class[a], present)
+        if len(present) > 1:
+            codes = np.array([present.index(c) for c in labels.object_class[a][known].tolist()])
+            classes[b] = np.array(present, object)[XGBClassifier(**trees).fit(x[known], codes).predict(y)]
+        elif present:
+            classes[b] = present[0]
+    return {"values": values, "classes": classes.astype(str)}
+
+
+def held_out_report(config: Config, index: DataIndex, labels: LabelSet, task: Task, parts: Any, outputs: tuple[np.ndarray, ...]) -> dict[str, Any]:
+    """Accuracy of the head, and of the baseline, on the held-out objects, over all and per survey.
+
+    For each parameter: `mad`, `std`, `bias`, number of objects, and the share of true values within one and two errors.
+    """
+    test = parts.test
+    logits, mean, log_variance = outputs
+    value, error = physical(task, mean, log_variance)
+    began = time.monotonic()
+    other = None
+    if config.adapt.baseline != "none":
+        log.info("adapt: training the baseline (%s) on the same objects", config.adapt.baseline)
+        other = baseline(config, index, labels, task, parts.train, test)
+    surveys = sorted(set(index.survey[test].tolist()))
+    groups = {"all": np.ones(len(test), bool)} | ({s: index.survey[test] == s for s in surveys} if len(surveys) > 1 else {})
+    out: dict[str, Any] = {"baseline": config.adapt.baseline, "baseline_seconds": time.monotonic() - began,
+                           "objects": {"train": len(parts.train), "calibration": len(parts.calibration), "held_out": len(test)}}  # fmt: skip
+    out["parameters"] = {g: {} for g in groups}
+    out["classes"] = {}
+    probability = softmax(logits / task.temperature, axis=1) if len(task.classes) > 1 else np.ones((len(test), len(task.classes)))
+    for group, members in groups.items():
+        for k, p in enumerate(task.parameters):
+            truth = labels.values[p][test]
+            known = members & np.isfinite(truth)
+            if known.sum() < 5:
+                continue
+            residual = value[known, k] - truth[known]
+            line = {"n": int(known.sum()), **scatter(residual),
+                    "within_1_error": float((np.abs(residual) <= error[known, k]).mean()),
+                    "within_2_errors": float((np.abs(residual) <= 2 * error[known, k]).mean())}  # fmt: skip
+            if other is not None and np.isfinite(other["values"][p][known]).all():
+                line["baseline"] = scatter(other["values"][p][known] - truth[known])
+            out["parameters"][group][p] = line
+        known = members & np.isin(labels.object_class[test], task.classes)
+        if len(task.classes) > 1 and known.sum() >= 5:
+            truth = labels.object_class[test][known]
+            predicted = np.array(task.classes)[probability[known].argmax(1)]
+            out["classes"][group] = {"n": int(known.sum()), "accuracy": float((predicted == truth).mean())}
+            if other is not None:
+                out["classes"][group]["baseline_accuracy"] = float((other["classes"][known] == truth).mean())
+    return out
+
+
+def table(report: dict[str, Any]) -> list[list[str]]:
+    """Rows (header first) of the accuracy on held-out objects beside the baseline's."""
+    rows = [["survey", "quantity", "held out", "hpcspec", f"{report['baseline']}", "within 1 error"]]
+    for group, lines in report["parameters"].items():
+        for name, x in lines.items():
+            beside = x.get("baseline")
+            shown = f"{beside['mad']:.4g} / {beside['std']:.4g}" if beside else "-"
+            rows.append([group, f"{name}: 1.4826·MAD / std", str(x["n"]), f"{x['mad']:.4g} / {x['std']:.4g}", shown,
+                         f"{100 * x['within_1_error']:.0f} %"])  # fmt: skip
+        if group in report["classes"]:
+            x = report["classes"][group]
+            beside = x.get("baseline_accuracy")
+            rows.append([group, "class: correct", str(x["n"]), f"{100 * x['accuracy']:.1f} %",
+                         "-" if beside is None else f"{100 * beside:.1f} %", ""])  # fmt: skip
+    return rows

@@ -1,0 +1,153 @@
+"""The array task: pieces of work that don't depend on how many tasks share them, each written as one part."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from hpcspec.adapt.heads import Head, Task
+from hpcspec.adapt.report import physical
+from hpcspec.adapt.train import Adapted
+from hpcspec.catalog.parts import open_part, provenance_of, write_part
+from hpcspec.catalog.schema import Column, Flag, class_column, columns
+from hpcspec.config import Catalog, Config
+from hpcspec.errors import UserError
+from hpcspec.model.spectral import SpectralModel
+from hpcspec.model.weights import file_hash, load_weights
+from hpcspec.stream.batches import Batch, ordered_batches, prefetch
+from hpcspec.stream.index import DataIndex, open_index
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Objects start … stop-1 of the index, written as one part."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def cut_pieces(tokens: np.ndarray, count: int) -> list[Piece]:
+    """At most `count` contiguous pieces of about equal cost, from the tokens (n,) of each object; a pure function."""
+    done = np.concatenate([[0], np.cumsum(tokens)])
+    edges = np.unique(np.searchsorted(done, np.linspace(0, done[-1], min(count, len(tokens)) + 1)))
+    return [Piece(f"part-{i:05d}", int(a), int(b)) for i, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True))]
+
+
+class Predictor:
+    """The released model: embeddings from the pretrained encoder, classes and parameters from the adapted head."""
+
+    def __init__(self, config: Config, pretrained: Path, adapted: Path):
+        if not (adapted / "task.json").is_file():
+            raise UserError(f"{adapted} has no head: adapt it first (python -m hpcspec.submit adapt)")
+        self.config = config
+        self.task = Task.load(adapted / "task.json")
+        self.model = SpectralModel(config.model)
+        load_weights(pretrained, self.model)
+        head = Head(self.task, config.model.width, config.model.heads, 0.0)
+        self.adapted = Adapted(SpectralModel(config.model), head)
+        load_weights(adapted / "weights.safetensors", self.adapted)
+        self.model.eval()
+        self.adapted.eval()
+        files = (pretrained, adapted / "weights.safetensors", adapted / "task.json")
+        self.hash = hashlib.sha256("".join(file_hash(f) for f in files).encode()).hexdigest()[:16]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The catalogue's columns."""
+        return columns(self.task.classes, self.task.parameters)
+
+    def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Embedding (N, D), probability (N, classes), value and error (N, parameters), anomaly and valid pixels (N,)."""
+        with torch.inference_mode():
+            encoded = self.model.encode(batch)
+            summary = self.model.summary(encoded)
+            read = self.adapted.model.encode(batch) if self.task.separate_encoder else encoded
+            logits, mean, log_variance = (x.numpy() for x in self.adapted.head(read))
+            anomaly = self.adapted.anomaly(summary).numpy()
+        value, error = physical(self.task, mean, log_variance)
+        probability = softmax(logits.astype(np.float64) / self.task.temperature, axis=1) if logits.shape[1] else logits
+        owner = np.repeat(np.arange(len(batch)), batch.lengths)
+        pixels = np.bincount(owner, torch.isfinite(batch.sigma).sum(1).numpy(), minlength=len(batch))
+        return {"embedding": summary.numpy(), "probability": probability, "value": value, "error": error,
+                "anomaly": anomaly, "pixels": pixels}  # fmt: skip
+
+
+def rows(index: DataIndex, numbers: np.ndarray, found: dict[str, np.ndarray], task: Task, settings: Catalog) -> dict[str, np.ndarray]:
+    """Catalogue columns of the objects with these numbers from what the predictor found, in the same order."""
+    n = len(numbers)
+    out: dict[str, np.ndarray] = {"object_id": index.joined("ids")[numbers], "survey": index.survey[numbers]}
+    for ours, theirs in (("ra", "ra"), ("dec", "dec"), ("_healpix_29", "healpix"), ("sn_median", "sn_median")):
+        out[ours] = index.joined(theirs)[numbers]
+    flags = np.zeros(n, np.int32)
+    flags[out["sn_median"] < settings.low_sn] |= Flag.LOW_SN
+    flags[found["pixels"] < settings.few_pixels] |= Flag.FEW_PIXELS
+    flags[found["anomaly"] > task.anomaly_limit] |= Flag.OUT_OF_TRAINING_RANGE
+    probability = found["probability"].astype(np.float32)
+    if task.classes:
+        best = probability.argmax(1)
+        out["class"], out["class_prob"] = np.array(task.classes)[best], probability[np.arange(n), best]
+        flags[out["class_prob"] < settings.ambiguous] |= Flag.CLASS_AMBIGUOUS
+        out |= {class_column(c): probability[:, i] for i, c in enumerate(task.classes)}
+    else:
+        out["class"], out["class_prob"] = np.full(n, ""), np.full(n, np.nan, np.float32)
+    for k, p in enumerate(task.parameters):
+        value, error = found["value"][:, k].astype(np.float32), found["error"][:, k].astype(np.float32)
+        means = np.isin(out["class"], task.applies[k]) if task.applies[k] else np.ones(n, bool)
+        flags[means & ((value < task.lowest[k]) | (value > task.highest[k]))] |= Flag.EXTRAPOLATED_LABEL
+        flags[~means] |= Flag.NOT_APPLICABLE
+        out[p], out[f"{p}_err"] = np.where(means, value, np.nan), np.where(means, error, np.nan)
+    bad = ~np.isfinite(found["embedding"]).all(1)
+    if bad.any():
+        raise UserError(f"the model gives NaN for object {out['object_id'][bad][0]!r} of {out['survey'][bad][0]}: its weights are damaged")
+    return out | {"anomaly": found["anomaly"].astype(np.float32), "flags": flags, "embedding": found["embedding"]}
+
+
+def is_done(path: Path, provenance: dict[str, str]) -> bool:
+    """Whether a part is there, whole, and made by this model from these data."""
+    try:
+        with open_part(path) as part:
+            have = provenance_of(part)
+            return all(have.get(k) == v for k, v in provenance.items())
+    except UserError:
+        return False
+
+
+def plan(index: DataIndex, config: Config) -> list[Piece]:
+    """The pieces of a catalogue of this index."""
+    return cut_pieces(index.tokens(config.model.patch), config.catalog.pieces)
+
+
+def catalog_task(config: Config, shards: Sequence[Path], predictor: Predictor, parts: Path, task: int, tasks: int) -> None:
+    """Do the pieces task, task+tasks, … that are not done yet."""
+    settings = config.catalog
+    torch.set_num_threads(settings.threads)
+    index = open_index(shards)
+    provenance = {"model_hash": predictor.hash, "data": index.fingerprint}
+    for piece in plan(index, config)[task::tasks]:
+        path = parts / f"{piece.name}.parquet"
+        if is_done(path, {**provenance, "piece": f"{piece.start}-{piece.stop}"}):
+            log.info("catalog: %s is done already", piece.name)
+            continue
+        began = time.monotonic()
+        numbers: list[np.ndarray] = []
+        found: list[dict[str, np.ndarray]] = []
+        batches = ordered_batches(index, np.arange(piece.start, piece.stop), config.model.patch, settings.tokens_per_batch)
+        for batch in prefetch(batches, 2):
+            numbers.append(batch.objects)
+            found.append(predictor(batch))
+        joined = {k: np.concatenate([f[k] for f in found]) for k in found[0]}
+        table = rows(index, np.concatenate(numbers), joined, predictor.task, settings)
+        write_part(path, table, {**provenance, "piece": f"{piece.start}-{piece.stop}"})
+        count = piece.stop - piece.start
+        log.info("catalog: %s written, %d objects, %.0f spectra/s", piece.name, count, count / (time.monotonic() - began))

@@ -1,0 +1,222 @@
+"""The stages of the main job, as they run inside an allocation: each finds what it needs in the run folder, does what is
+missing, and leaves a marker. Run again, a finished stage returns at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from hpcspec.cluster.run import Release, Run, digest, files_key, release, versions
+from hpcspec.comm import on_root, world
+from hpcspec.config import Config
+from hpcspec.errors import UserError
+from hpcspec.shards.format import shard_paths
+from hpcspec.shards.ingest import ingest
+
+log = logging.getLogger(__name__)
+
+
+def task_rank() -> tuple[int, int]:
+    """(rank, number) of this process among the tasks of its job, without MPI."""
+    try:
+        job = submitit.JobEnvironment()
+        return job.global_rank, job.num_tasks
+    except RuntimeError:
+        return 0, 1
+
+
+def start_log(run: Run, stage: str, rank: int) -> None:
+    """Log to stdout, and on rank 0 to `logs/<stage>.log`, appending."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if rank == 0:
+        run.logs.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(run.logs / f"{stage}.log"))
+    ours = logging.getLogger("hpcspec")
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    ours.handlers = handlers
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+
+
+def ingest_key(config: Config, work: Release) -> str:
+    """What an ingest depends on: the files' names, sizes and times, and how they are cut into shards."""
+    paths = sorted(p for p in work.source.rglob("*") if p.is_file()) if work.source.is_dir() else []
+    return digest(str(work.source), files_key(paths), config.ingest.shard_mib, config.ingest.compression)
+
+
+def pretrain_key(run: Run, config: Config) -> str:
+    """What pretraining depends on."""
+    data = {s: (run.done(f"ingest-{s}") or {}).get("fingerprint") for s in config.surveys}
+    return digest(data, config.model.model_dump(), config.training.model_dump(), config.seed, config.adapt.held_out)
+
+
+def adapt_key(run: Run, config: Config) -> str:
+    """What the head depends on."""
+    tables = [Path(s.labels.path) for s in config.surveys.values() if s.labels.path]
+    labels = {n: s.labels.model_dump() for n, s in config.surveys.items()}
+    return digest((run.done("pretrain") or {}).get("weights"), labels, files_key(tables), config.adapt.model_dump(), config.seed)
+
+
+def merge_key(run: Run, config: Config, work: Release) -> str:
+    """What a catalogue depends on."""
+    made = [(run.done(stage) or {}).get("key") for stage in ("adapt", work.marker("ingest"))]
+    return digest(made, config.catalog.model_dump(), str(work.out))
+
+
+def simulate_stage(run: Run, config: Config, **_: Any) -> None:
+    """Write the simulated survey files that the configuration asks for."""
+    from hpcspec.simulate import simulate
+
+    began, key = time.time(), digest(config.simulate, config.seed)
+    if task_rank()[0] > 0 or run.done("simulate", key):
+        return
+    folder = run.path / "simulated"
+    if folder.exists():
+        shutil.rmtree(folder)
+    shown = {"at": time.monotonic()}
+
+    def progress(survey: str, done: int, total: int) -> None:
+        if done == total or time.monotonic() - shown["at"] > 5:
+            shown["at"] = time.monotonic()
+            log.info("simulate %s: %d of %d objects", survey, done, total)
+
+    simulate(folder, config.simulate, config.seed, progress)
+    run.mark("simulate", key, began, objects=sum(config.simulate.values()))
+
+
+def ingest_stage(run: Run, config: Config, survey: str, source: str | None = None, output: str | None = None, **_: Any) -> None:
+    """Survey files to shards; under MPI the ranks share the work, otherwise worker processes do."""
+    comm = world()
+    if comm is None and task_rank()[0] > 0:
+        return
+    work = release(run, config, survey, source, output)
+    began, stage = time.time(), work.marker("ingest")
+    key = on_root(comm, lambda: ingest_key(config, work))
+    if on_root(comm, lambda: run.done(stage, key)):
+        return
+    counts = ingest(survey, work.source, work.shards, config.ingest.shard_mib, config.ingest.compression, comm, config.ingest.tasks)
+    if comm is None or comm.rank == 0:
+        from hpcspec.stream.index import open_index
+
+        fingerprint = open_index(shard_paths(work.shards)).fingerprint
+        run.mark(stage, key, began, fingerprint=fingerprint, **vars(counts))
+
+
+def pretrain_stage(run: Run, config: Config, **_: Any) -> None:
+    """Train on every rank of this job; goes on from the newest checkpoint."""
+    from hpcspec.model.weights import file_hash
+    from hpcspec.training.pretrain import pretrain
+
+    began, key = time.time(), pretrain_key(run, config)
+    if run.done("pretrain", key) and run.weights.is_file():
+        return
+    shards = [p for s in config.surveys for p in shard_paths(run.shards(s))]
+    last = pretrain(config, shards, run.checkpoints, run.metrics, run.weights)
+    if int(os.environ["RANK"]) == 0:
+        run.mark("pretrain", key, began, weights=file_hash(run.weights), **last)
+
+
+def adapt_stage(run: Run, config: Config, **_: Any) -> None:
+    """Train and measure the heads."""
+    from hpcspec.adapt.train import adapt
+
+    began, key = time.time(), adapt_key(run, config)
+    if run.done("adapt", key):
+        return
+    if not run.weights.is_file():
+        raise UserError(f"{run.path} has no pretrained weights: run pretrain first")
+    task = adapt(config, [p for s in config.surveys for p in shard_paths(run.shards(s))], run.weights, run.adapted)
+    run.mark("adapt", key, began, classes=list(task.classes), parameters=list(task.parameters))
+
+
+def catalog_stage(run: Run, config: Config, survey: str, task: int = 0, tasks: int | None = None, source: str | None = None,
+                  output: str | None = None, **_: Any) -> None:  # fmt: skip
+    """Array task `task` of `tasks` (catalog.tasks if not given) of the catalogue."""
+    from hpcspec.catalog.task import Predictor, catalog_task
+
+    work = release(run, config, survey, source, output)
+    predictor = Predictor(config, run.weights, run.adapted)
+    catalog_task(config, shard_paths(work.shards), predictor, work.parts, task, tasks or config.catalog.tasks)
+
+
+def merge_stage(run: Run, config: Config, survey: str, source: str | None = None, output: str | None = None, **_: Any) -> None:
+    """Parts to published files, validated."""
+    from hpcspec.catalog.merge import merge
+    from hpcspec.catalog.task import Predictor, plan
+    from hpcspec.catalog.validate import validate
+    from hpcspec.stream.index import open_index
+
+    work = release(run, config, survey, source, output)
+    began, stage, key = time.time(), work.marker("merge"), merge_key(run, config, work)
+    predictor = Predictor(config, run.weights, run.adapted)
+    index = open_index(shard_paths(work.shards))
+    counts = run.done(work.marker("ingest")) or {}
+    provenance = {"model_hash": predictor.hash, "data_fingerprint": index.fingerprint, "config_hash": digest(config.model_dump()),
+                  "seed": config.seed, "versions": versions(), "rows_in": counts.get("rows_in"),
+                  "accuracy_on_held_out_objects": predictor.task.report}  # fmt: skip
+    paths = [work.parts / f"{piece.name}.parquet" for piece in plan(index, config)]
+    report = merge(paths, work.out, survey, predictor.columns, provenance, len(index), work.shards / "quarantine")
+    failed = [c for c in validate(work.out, survey) if not c.ok]
+    if failed:
+        raise UserError(f"the catalogue in {work.out} is not valid: {failed[0].name}: {failed[0].detail}")
+    log.info("merge: %d rows, %d quarantined, in %s; valid", report.rows, report.quarantined, work.out)
+    run.mark(stage, key, began, rows=report.rows, quarantined=report.quarantined, out=str(work.out))
+
+
+STAGES: dict[str, Callable[..., None]] = {
+    "simulate": simulate_stage, "ingest": ingest_stage, "pretrain": pretrain_stage, "adapt": adapt_stage,
+    "catalog": catalog_stage, "merge": merge_stage,
+}  # fmt: skip
+
+
+def run_stage(stage: str, folder: str, task: int = 0, **arguments: Any) -> None:
+    """Run one stage of the run in `folder`: what submitit calls, and the programs in jobs/."""
+    run = Run(Path(folder))
+    comm = world()
+    rank = comm.rank if comm is not None else task_rank()[0]
+    label = "-".join([stage, *filter(None, [arguments.get("survey")])]) + (f"-{task}" if stage == "catalog" else "")
+    start_log(run, label, rank)
+    try:
+        STAGES[stage](run, run.config(), task=task, **arguments)
+    except UserError as error:
+        if rank == 0:
+            run.error(label, str(error))
+        log.error("error: %s", error)
+        _end_all_ranks(comm)
+        raise
+    except BaseException:
+        if comm is not None:
+            log.exception("rank %d failed", rank)
+            _end_all_ranks(comm)
+        raise
+
+
+def job(stage: str, folder: str, **arguments: Any) -> int:
+    """What the programs in jobs/ do: run the stage; the exit code is 0, 2 for a mistake of the user's, 75 if it was stopped
+    after saving and should be submitted again."""
+    from hpcspec.training.pretrain import Stopped
+
+    try:
+        run_stage(stage, folder, **arguments)
+    except UserError:
+        return 2
+    except Stopped as stopped:
+        log.warning("%s", stopped)
+        return 75
+    return 0
+
+
+def _end_all_ranks(comm: Any) -> None:
+    """A rank that fails alone must not leave the others waiting for it."""
+    if comm is not None:
+        logging.shutdown()
+        comm.Abort(1)

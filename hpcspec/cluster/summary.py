@@ -1,0 +1,78 @@
+"""What a person wants to see at the end of a pipeline, and while it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hpcspec.adapt.heads import Task
+from hpcspec.adapt.report import table
+from hpcspec.cluster.run import Run, release
+from hpcspec.config import Config
+
+STAGES = ("simulate", "ingest", "pretrain", "adapt", "merge")
+
+
+def _seconds(run: Run, config: Config) -> list[tuple[str, dict[str, Any] | None]]:
+    names = [*(["simulate"] if config.simulate else []), *(f"ingest-{s}" for s in config.surveys), "pretrain", "adapt",
+             *(f"merge-{s}" for s in config.surveys)]  # fmt: skip
+    return [(name, run.done(name)) for name in names]
+
+
+def show_summary(run: Run, config: Config, wall: float) -> None:
+    """Files written, accuracy on held-out objects beside the baseline's, time per stage; also written to summary.txt."""
+    with open(run.path / "summary.txt", "w") as file:
+        for console in (Console(), Console(file=file, width=140)):
+            _print_summary(console, run, config, wall)
+
+
+def _print_summary(console: Console, run: Run, config: Config, wall: float) -> None:
+    report = Task.load(run.adapted / "task.json").report
+    if report:
+        header, *rows = table(dict(report))
+        shown = Table(*header, title="Accuracy on held-out objects (nothing was trained on them)")
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown)
+    times = Table("stage", "seconds", "", title="Stages")
+    for name, marker in _seconds(run, config):
+        if marker:
+            keys = ("rows_in", "objects", "quarantined", "rows", "step", "loss", "spectra_s")
+            times.add_row(name, f"{marker['seconds']:.0f}", ", ".join(f"{k} {marker[k]:.4g}" for k in keys if k in marker))
+    console.print(times)
+    for survey in config.surveys:
+        work = release(run, config, survey)
+        for path in sorted(p for p in work.out.glob("*") if p.name != "work"):
+            size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+            console.print(f"{path}{'/' if path.is_dir() else ''}  {size / 2**20:.2f} MiB", highlight=False, soft_wrap=True)
+    console.print(f"run folder {run.path}; this command took {wall:.0f} s", highlight=False, soft_wrap=True)
+
+
+def show_status(run: Run, config: Config) -> None:
+    """How far each stage is."""
+    console = Console()
+    shown = Table("stage", "state", "", title=str(run.path))
+    for name, marker in _seconds(run, config):
+        error = run.path / "state" / f"{name}.error"
+        if marker:
+            shown.add_row(name, "done", f"{marker['seconds']:.0f} s")
+        elif error.is_file():
+            shown.add_row(name, "failed", error.read_text())
+        elif name == "pretrain" and run.metrics.is_file() and (lines := run.metrics.read_text().splitlines()):
+            last = json.loads(lines[-1])
+            shown.add_row(name, "under way", f"step {last['step']} of {config.training.steps}, loss {last['loss']:.3f}")
+        else:
+            shown.add_row(name, "to do", _log(run.logs / f"{name}.log"))
+    for survey in config.surveys:
+        parts = len(list(release(run, config, survey).parts.glob("*.parquet")))
+        shown.add_row(f"catalog-{survey}", f"{parts} of at most {config.catalog.pieces} parts", "")
+    console.print(shown)
+
+
+def _log(path: Path) -> str:
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return lines[-1] if lines else ""

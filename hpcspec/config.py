@@ -1,0 +1,347 @@
+"""The configuration: every key there is, with its default and its meaning, and how YAML files become it.
+
+A section (`model`, `training`, `surveys.<name>`) may be the name of a file in `configs/<section>/`, or a mapping whose
+key `base` names that file and whose other keys override it. `$NAME` in a text value is the environment variable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hpcspec.errors import UserError
+
+FOLDERS = {"model": "models", "training": "training", "surveys": "surveys"}
+
+
+class Section(BaseModel):
+    """A part of the configuration; an unknown key is an error, values don't change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Labels(Section):
+    """A label table and how its columns map to ours; the columns named here are read, others are ignored."""
+
+    path: str | None = None
+    """CSV, FITS or Parquet, gzipped or not."""
+    key: str = "object_id"
+    """Column with the survey's own identifier."""
+    object_class: str | None = None
+    """Column with the class as text."""
+    parameters: dict[str, str] = Field(default_factory=dict)
+    """Our parameter name to the table's column name; `<ours>_err` names the column of its error."""
+    missing: tuple[float, ...] = (-9999.0, -999.0)
+    """Numbers that mean "no value"; NaN and empty cells always do."""
+
+
+class Survey(Section):
+    """One survey's files and labels."""
+
+    input: str | None = None
+    """Folder with the survey's files."""
+    labels: Labels = Labels()
+
+
+class Ingest(Section):
+    """Survey files to shards."""
+
+    shard_mib: float = Field(default=64, gt=0)
+    """Input files are grouped into shards of about this many MiB of input."""
+    tasks: int = Field(default=2, ge=1)
+    """Tasks (or MPI ranks) that share the work."""
+    compression: Literal["none", "blosc", "zstd"] = "none"
+    """Filter of flux and ivar (hdf5plugin)."""
+
+
+class Model(Section):
+    """Size of the model; parameters grow as 12·width² a layer."""
+
+    patch: int = Field(default=32, ge=1)
+    """Contiguous native pixels in a token."""
+    width: int = Field(default=160, ge=8)
+    layers: int = Field(default=4, ge=1)
+    """Self-attention blocks of the encoder."""
+    decoder_layers: int = Field(default=2, ge=1)
+    """Cross-attention blocks of the query decoder."""
+    heads: int = Field(default=4, ge=1)
+    frequencies: int = Field(default=80, ge=4)
+    """Sinusoids of the wavelength embedding, in λ and in ln λ each."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Model:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        return self
+
+
+class Zero(Section):
+    """DeepSpeed's ZeRO: what is split over the ranks, and what leaves the GPU."""
+
+    stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+    @model_validator(mode="after")
+    def _stages(self) -> Zero:
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("offload_optimizer needs stage 1, 2 or 3")
+        if self.offload_parameters and self.stage != 3:
+            raise ValueError("offload_parameters needs stage 3")
+        return self
+
+
+class Training(Section):
+    """Pretraining."""
+
+    zero: Zero = Zero()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    steps: int = Field(default=1000, ge=1)
+    """Optimizer steps."""
+    tokens_per_batch: int = Field(default=8192, ge=64)
+    """Token budget of one micro-batch on one rank; as many whole objects as fit."""
+    accumulation: int = Field(default=1, ge=1)
+    """Micro-batches per optimizer step."""
+    lr: float = Field(default=6e-4, gt=0)
+    warmup: int = Field(default=50, ge=0)
+    """Steps of linear warm-up before the cosine."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """Bound of the gradient norm."""
+    mask: float = Field(default=0.5, gt=0, lt=1)
+    """Share of each object's tokens that is hidden and asked for."""
+    summary_share: float = Field(default=0.25, ge=0, le=1)
+    """Share of the queries that must also be answered from the summary alone, which makes it a good embedding."""
+    activation_checkpointing: bool = False
+    lanes: int = Field(default=16, ge=1)
+    """Virtual lanes of the stream; at least as many as ranks. The order of the data depends on it."""
+    block: int = Field(default=32, ge=1)
+    """Objects read at once."""
+    shuffle_blocks: int = Field(default=8, ge=1)
+    """Blocks whose objects are shuffled together."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches prepared ahead in the background."""
+    save_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
+    log_every: int = Field(default=10, ge=1)
+    max_nonfinite: int = Field(default=10, ge=0)
+    """Skipped non-finite steps before the run stops."""
+    ranks: int = Field(default=2, ge=1)
+    """Ranks on this machine with the local executor; on Slurm the site says nodes and GPUs."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a rank where there is no GPU."""
+
+
+class Adapt(Section):
+    """Heads for classes and parameters on the pretrained encoder."""
+
+    mode: Literal["frozen", "full"] = "frozen"
+    """Train the head alone, or head and encoder."""
+    epochs: int = Field(default=60, ge=1)
+    tokens_per_batch: int = Field(default=8192, ge=64)
+    lr: float = Field(default=1e-3, gt=0)
+    encoder_lr: float = Field(default=3e-4, gt=0)
+    """Learning rate of the encoder with mode: full."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    noise: float = Field(default=0.5, ge=0)
+    """Training adds noise of up to this many σ to every pixel (mode: full)."""
+    drop_tokens: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the tokens left out at random in training (mode: full)."""
+    held_out: float = Field(default=0.2, gt=0, lt=0.9)
+    """Share of the sky kept from pretraining and adaptation, for the figures in the summary."""
+    calibration: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the rest on which the errors are scaled to cover 68 %."""
+    baseline: Literal["xgboost", "pca-xgboost", "none"] = "pca-xgboost"
+    """What the head stands beside in the summary: XGBoost on the pixels or on 64 principal components."""
+    threads: int = Field(default=2, ge=1)
+
+
+class Catalog(Section):
+    """The array job that writes the catalogue."""
+
+    tasks: int = Field(default=4, ge=1)
+    """Array tasks."""
+    pieces: int = Field(default=8, ge=1)
+    """Pieces of work; they don't depend on the number of tasks, so neither do the published bytes."""
+    tokens_per_batch: int = Field(default=16384, ge=64)
+    threads: int = Field(default=1, ge=1)
+    low_sn: float = Field(default=5.0, ge=0)
+    """Objects with a median S/N below this are flagged LOW_SN."""
+    few_pixels: int = Field(default=500, ge=0)
+    """Objects with fewer valid pixels than this are flagged FEW_PIXELS."""
+    ambiguous: float = Field(default=0.6, ge=0, le=1)
+    """Objects whose most probable class has less than this are flagged CLASS_AMBIGUOUS."""
+
+
+class Config(Section):
+    """A whole pipeline."""
+
+    name: str = "hpcspec"
+    seed: int = 1
+    surveys: dict[str, Survey] = Field(min_length=1)
+    simulate: dict[str, int] = Field(default_factory=dict)
+    """Objects to simulate per survey before ingesting; the labels are the known truth."""
+    ingest: Ingest = Ingest()
+    model: Model = Model()
+    training: Training = Training()
+    adapt: Adapt = Adapt()
+    catalog: Catalog = Catalog()
+
+    @model_validator(mode="after")
+    def _simulated(self) -> Config:
+        unknown = set(self.simulate) - set(self.surveys)
+        if unknown:
+            raise ValueError(f"simulate names {sorted(unknown)}, not among the surveys")
+        return self
+
+
+def config_folder() -> Path:
+    """Where the named configurations are: `$HPCSPEC_CONFIGS`, else `configs/` beside the package."""
+    return Path(os.environ.get("HPCSPEC_CONFIGS", Path(__file__).resolve().parents[1] / "configs"))
+
+
+def named_file(group: str, name: str) -> Path:
+    """The YAML file of a named configuration, or the path itself if `name` is one.
+
+    Raises UserError if there is none, naming what there is.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    else:
+        path = config_folder() / group / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
+        raise UserError(f"no configuration {name!r} in {path.parent}: known are {', '.join(known) or 'none'}")
+    return path
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping.
+
+    Raises UserError if it can't be read or isn't one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"can't read configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: the top level must be keys and values")
+    return content
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over`, mappings merged key by key."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(out.get(key), Mapping) and isinstance(value, Mapping)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def _resolve(group: str, section: Any) -> Any:
+    """A section with its named base file merged in."""
+    if isinstance(section, str):
+        section = {"base": section}
+    if isinstance(section, dict) and "base" in section:
+        over = {k: v for k, v in section.items() if k != "base"}
+        return merge(_resolve(group, read_yaml(named_file(group, section["base"]))), over)
+    return section
+
+
+def _expand(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _expand(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v) for v in value]
+    return os.path.expandvars(value) if isinstance(value, str) else value
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, equals, value = assignment.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {assignment!r}: write it as a.b=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = tree.get(parent)
+        if isinstance(child, str):
+            child = {"base": child}
+        tree[parent] = dict(child) if isinstance(child, dict) else {}
+        tree = tree[parent]
+    tree[last] = yaml.safe_load(value)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _known_keys(section: type[BaseModel], location: Iterable[Any]) -> list[str]:
+    """The keys allowed at the last but one place of `location`, walking down from `section`."""
+    current: Any = section
+    for step in location:
+        fields = getattr(current, "model_fields", None)
+        if fields is None:
+            return []
+        if step in fields:
+            annotation = fields[step].annotation
+            inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            current = inner[0] if inner else annotation
+    return list(getattr(current, "model_fields", {}))
+
+
+def validated(kind: type[S], content: Mapping[str, Any], where: str) -> S:
+    """`content` as a section of that kind.
+
+    Raises UserError with the dotted name of every wrong key or value; an unknown key is given the nearest right one.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            name = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "extra_forbidden":
+                known = _known_keys(kind, fault["loc"][:-1])
+                near = difflib.get_close_matches(str(fault["loc"][-1]), known, 1, 0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                lines.append(f"{name}: unknown key, {hint}")
+            else:
+                value = fault.get("input")
+                shown = "" if isinstance(value, Mapping | BaseModel) else f" (it is {value!r})"
+                lines.append(f"{name}: {re.sub('^Value error, ', '', fault['msg'])}{shown}")
+        raise UserError(f"{where}: " + "; ".join(lines)) from error
+
+
+def load(path: Path, settings: Iterable[str] = ()) -> Config:
+    """The configuration of a pipeline file with `--set a.b=value` settings applied.
+
+    Raises UserError for an unreadable file, an unknown name or key, or a value that can't be.
+    """
+    tree = read_yaml(path)
+    for assignment in settings:
+        _assign(tree, assignment)
+    for section in ("model", "training"):
+        if section in tree:
+            tree[section] = _resolve(FOLDERS[section], tree[section])
+    surveys = tree.get("surveys")
+    if isinstance(surveys, list | str):
+        surveys = {name: name for name in ([surveys] if isinstance(surveys, str) else surveys)}
+    if isinstance(surveys, dict):
+        tree["surveys"] = {n: _resolve("surveys", n if s is None else s) for n, s in surveys.items()}
+    return validated(Config, _expand(tree), str(path))
+
+
+def dump(config: Config) -> str:
+    """The whole resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

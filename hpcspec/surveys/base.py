@@ -1,0 +1,180 @@
+"""What all readers share: finding files, opening FITS, and turning a fault into a quarantined row."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import re
+import shutil
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyWarning
+
+from hpcspec.errors import UserError
+from hpcspec.surveys.spectrum import BadSpectrum, Spectrum, check
+
+FITS_NAMES = re.compile(r"\.fits?(\.(gz|fz|bz2))?$", re.IGNORECASE)
+FAULTS = (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError,
+          zlib.error, gzip.BadGzipFile, fits.VerifyError, AstropyWarning)  # fmt: skip
+UNPACK: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}  # by the file's first bytes
+DAMAGE = r"(?s).*(truncated|corrupted)"
+SPOOL = 1 << 28
+
+FLAM = "1e-17 erg / (s cm2 Angstrom)"
+
+
+@dataclass(frozen=True, order=True)
+class Source:
+    """One piece of reading: a key that is unique in its folder, and the files that belong together."""
+
+    key: str
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An object that could not be used: the file, the survey's identifier where it is known, and the reason."""
+
+    path: str
+    object_id: str
+    reason: str
+
+
+def fits_files(folder: Path, skip: str = r"$^") -> list[Path]:
+    """All FITS files below `folder`, sorted, gzipped ones too, without names that match the pattern `skip`.
+
+    Raises UserError if the folder is missing, unreadable or holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"input folder {folder} does not exist: give the folder that holds the survey's FITS files with --input")
+    found = sorted(p for p in folder.rglob("*") if FITS_NAMES.search(p.name) and p.is_file() and not re.search(skip, p.name))
+    if not found:
+        raise UserError(f"input folder {folder} holds no FITS files: give the folder that holds the survey's files with --input")
+    return found
+
+
+def single_file_sources(folder: Path, skip: str = r"$^") -> list[Source]:
+    """One source per FITS file below `folder`, keyed by its path relative to it."""
+    return [Source(str(p.relative_to(folder)), (p,)) for p in fits_files(folder, skip)]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[fits.HDUList]:
+    """An open FITS file whose HDUs are read when asked for, and in which damage that astropy only warns of is an error.
+
+    A compressed file is unpacked first, which checks its checksum; one of more than SPOOL bytes goes through $TMPDIR.
+    Raises BadSpectrum for an empty file, any of FAULTS for a truncated or damaged one.
+    """
+    if path.stat().st_size == 0:
+        raise BadSpectrum("empty file")
+    with warnings.catch_warnings(), tempfile.SpooledTemporaryFile(SPOOL) as unpacked:
+        warnings.simplefilter("ignore", AstropyWarning)
+        warnings.filterwarnings("error", DAMAGE, AstropyWarning)
+        with path.open("rb") as file:
+            unpack = next((reader for magic, reader in UNPACK.items() if file.peek().startswith(magic)), None)
+            if unpack:
+                shutil.copyfileobj(unpack(file), unpacked, 1 << 20)
+                unpacked.seek(0)
+            with fits.open(unpacked if unpack else file, memmap=False) as hdus:
+                yield hdus
+
+
+def data_of(hdu: Any) -> Any:
+    """The data of an HDU. Raises BadSpectrum if it has a DATASUM and they don't agree."""
+    if hdu.verify_datasum() == 0:
+        raise BadSpectrum(f"damaged file: HDU {hdu.name} doesn't agree with its DATASUM")
+    return hdu.data
+
+
+def open_fits(path: Path) -> fits.HDUList:
+    """A FITS file with all its data read (so nothing is left to fail later); warnings about headers are silenced.
+
+    Raises BadSpectrum with a readable reason for an empty, truncated or damaged file.
+    """
+    try:
+        with opened(path) as hdus:
+            for hdu in hdus:
+                data_of(hdu)
+            return hdus
+    except BadSpectrum:
+        raise
+    except FAULTS as error:
+        raise BadSpectrum(f"unreadable FITS file: {reason_of(error)}") from error
+
+
+def guarded(path: Path, object_id: str, build: Callable[[], Spectrum]) -> Iterator[Spectrum | Quarantined]:
+    """One object: the checked spectrum that `build` returns, or a quarantined row with the reason."""
+    try:
+        yield check(build())
+    except BadSpectrum as bad:
+        yield Quarantined(str(path), bad.object_id or object_id, bad.reason)
+    except FAULTS as error:
+        yield Quarantined(str(path), object_id, reason_of(error))
+
+
+@contextmanager
+def about(object_id: str) -> Iterator[None]:
+    """Any of FAULTS inside becomes a BadSpectrum of this object."""
+    try:
+        yield
+    except FAULTS as error:
+        raise BadSpectrum(reason_of(error), object_id) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What the quarantine table says about a fault, in one line."""
+    if isinstance(error, BadSpectrum):
+        return error.reason
+    if isinstance(error, AstropyWarning):
+        text = f"damaged file: {error}"
+    elif isinstance(error, KeyError) and error.args:
+        text = f"missing: {error.args[0]}"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def plain(value: Any) -> str | int | float:
+    """A header card or table cell as str, int or float (bytes decoded, numpy scalars unwrapped)."""
+    if isinstance(value, bytes | np.bytes_):
+        return value.decode("utf-8", "replace").strip()
+    if isinstance(value, bool | np.bool_ | int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value)
+    return str(value).strip()
+
+
+def pick(header: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str | int | float]:
+    """Those of header cards or row columns that exist, renamed: {our name: their name}."""
+    return {ours: plain(header[theirs]) for ours, theirs in names.items() if theirs in header}
+
+
+def table_row(table: fits.FITS_rec, row: int, names: Iterable[str]) -> dict[str, Any]:
+    """The cells of one row under those of `names` (upper case) that are columns, whatever their case in the file."""
+    there = {name.upper() for name in table.names}
+    return {name: table[name][row] for name in names if name in there}
+
+
+def position(values: Mapping[str, Any], *names: tuple[str, str]) -> tuple[float, float]:
+    """Right ascension and declination, degrees, from the first pair of `names` whose values are finite numbers.
+
+    Raises BadSpectrum if there is none.
+    """
+    for ra, dec in names:
+        try:
+            found = float(values[ra]), float(values[dec])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if np.all(np.isfinite(found)):
+            return found
+    raise BadSpectrum("no position: looked for " + ", ".join("/".join(pair) for pair in names))

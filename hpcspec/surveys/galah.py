@@ -1,0 +1,101 @@
+"""GALAH spectra (HERMES): `<sobject_id><ccd>.fits`, one file for each of an object's up to four CCDs.
+
+The primary HDU is the sky-subtracted flux (counts) on a linear grid of *air* wavelengths (CRVAL1, CDELT1, CRPIX1),
+barycentric. The error is *relative*: extension "input_sigma" in DR3 (flux, input_sigma, no_sky_subspectrum,
+no_sky_sigma, normalised spectra), "relative_error" in the later reduction 6 (flux, normalized, relative_error, sky, …).
+So σ = relative error · flux and ivar = 1/σ². A relative error that is not positive where the flux is marks a bad pixel.
+Datamodel: https://docs.datacentral.org.au/galah/dr3/galah-dr3-spectra/ ; Kos et al. (2017), MNRAS 464, 1259.
+
+DR3 files don't hold the star's position, only the centre of its 2-degree field; meta says so ("position").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+
+from hpcspec.surveys.base import FAULTS, Quarantined, Source, fits_files, guarded, open_fits, pick, plain, position, reason_of
+from hpcspec.surveys.spectrum import Arm, BadSpectrum, Grid, Spectrum, make_arm
+
+FILE_NAME = re.compile(r"^(\d{15})([1-4])\.fit", re.IGNORECASE)
+ARMS = {"1": "B", "2": "G", "3": "R", "4": "I"}
+CAMERAS = {"BL": "B", "GN": "G", "RD": "R", "RR": "I"}  # SPECTID
+ERRORS = ("INPUT_SIGMA", "RELATIVE_ERROR")
+POSITIONS = {"object": (("RA_ICRS", "DEC_ICRS"), ("RA_OBS", "DEC_OBS"), ("RA", "DEC")), "field centre": (("MEANRA", "MEANDEC"),)}
+META = {
+    "utmjd": "UTMJD", "baryeff": "BARYEFF", "pipe_ver": "PIPE_VER", "gaia_id": "GAIA_ID", "2mass_id": "2MASS_ID",
+    "rvcom": "RVCOM", "e_rvcom": "E_RVCOM", "teff_r": "TEFF_R", "logg_r": "LOGG_R", "fe_h_r": "FE_H_R",
+}  # fmt: skip
+
+
+def discover(folder: Path) -> list[Source]:
+    """One source per object and folder, with the files of its CCDs; a file of another name, or a second file of the
+    same CCD, is a source of its own. Raises UserError if there is no FITS file."""
+    groups: dict[str, dict[str, Path]] = {}
+    for path in fits_files(folder):
+        relative, name = path.relative_to(folder), FILE_NAME.match(path.name)
+        key, ccd = (str(relative.with_name(name[1])), name[2]) if name else (str(relative), "")
+        if ccd in groups.get(key, {}):
+            key = str(relative)
+        groups.setdefault(key, {})[ccd] = path
+    return sorted(Source(key, tuple(files[ccd] for ccd in sorted(files))) for key, files in groups.items())
+
+
+def read(source: Source) -> Iterator[Spectrum | Quarantined]:
+    """The one object of a source, with an arm B, G, R, I for each CCD that has a file with a good pixel.
+
+    A damaged file quarantines the object, and the row names that file.
+    """
+    name = FILE_NAME.match(source.paths[0].name)
+    object_id = name[1] if name else ""
+    arms, headers = [], []
+    for path in source.paths:
+        try:
+            arm, header = _arm(path)
+        except FAULTS as error:
+            yield Quarantined(str(path), object_id, reason_of(error))
+            return
+        arms.append(arm)
+        headers.append(header)
+    yield from guarded(source.paths[0], object_id, lambda: _spectrum(object_id, arms, headers))
+
+
+def _arm(path: Path) -> tuple[Arm, fits.Header]:
+    hdus = open_fits(path)
+    header, flux = hdus[0].header, hdus[0].data
+    error = next((hdu.data for hdu in hdus[1:] if hdu.name.upper() in ERRORS), None)
+    if flux is None or flux.ndim != 1 or error is None:
+        raise BadSpectrum("not a GALAH spectrum: no 1-D primary flux with an extension input_sigma or relative_error")
+    lost = [name for name in ("CRVAL1", "CDELT1") if name not in header]
+    if lost:
+        raise BadSpectrum(f"no wavelengths: {' and '.join(lost)} missing in the primary header")
+    name = FILE_NAME.match(path.name)
+    camera = ARMS[name[2]] if name else CAMERAS.get(str(header.get("SPECTID")).strip(), "")
+    if not camera:
+        raise BadSpectrum("no CCD: neither the file name nor SPECTID tells which")
+    start, step = float(header["CRVAL1"]), float(header["CDELT1"])
+    if step <= 0:
+        raise BadSpectrum(f"no wavelengths: CDELT1 is {step}")
+    grid = Grid("linear_air", start + (1 - float(header.get("CRPIX1", 1))) * step, step)
+    if np.shape(error) != flux.shape:
+        raise BadSpectrum(f"flux {flux.shape} and relative error {np.shape(error)} differ in length")
+    sigma = flux.astype(np.float64) * error
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return make_arm(camera, grid, 0, flux, sigma**-2, (flux > 0) & (error <= 0)), header
+
+
+def _spectrum(object_id: str, arms: list[Arm], headers: list[fits.Header]) -> Spectrum:
+    header = headers[0]
+    written = str(plain(header.get("OBJECT", "")))
+    if not object_id and not re.fullmatch(r"\d{15}", written):
+        raise BadSpectrum("no object identifier: neither the file name nor OBJECT is a sobject_id of 15 digits")
+    object_id = object_id or written
+    where = "object" if any(name in header for pair in POSITIONS["object"] for name in pair) else "field centre"
+    ra, dec = position(header, *POSITIONS["object"], *POSITIONS["field centre"])
+    good = tuple(arm for arm in arms if np.any(arm.ivar > 0))
+    meta = pick(header, META) | {"position": where, "arms": "".join(arm.name for arm in good)}
+    return Spectrum(object_id, "galah", ra, dec, good, "counts", meta=meta)

@@ -1,0 +1,158 @@
+"""Pretraining: the loop from stream to weights, resumable, the same with every ZeRO stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcspec.comm import world
+from hpcspec.config import Config
+from hpcspec.errors import UserError
+from hpcspec.model.weights import save_weights
+from hpcspec.stream.batches import Batch, prefetch, training_batches
+from hpcspec.stream.index import open_index
+from hpcspec.stream.stream import Stream, joined_state
+from hpcspec.training import engine as ds
+from hpcspec.training.ranks import Ranks, start
+
+log = logging.getLogger(__name__)
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and has saved; submitting the same job again goes on."""
+
+
+class Meter:
+    """What happened since the last line of metrics.jsonl, on this rank."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
+        self.sums: Counter[str] = Counter()
+
+    def add(self, **values: float) -> None:
+        """Add to the sums."""
+        self.sums.update(values)
+
+    def line(self, ranks: Ranks, names: Sequence[str]) -> dict[str, float]:
+        """Losses averaged and rates summed over the ranks; starts the next interval."""
+        seconds = time.monotonic() - self.since
+        keys = ["micro", "spectra", "tokens", "wait", *names]
+        total = dict(zip(keys, ranks.sums([float(self.sums[k]) for k in keys]), strict=True))
+        if ranks.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(ranks.device) / 2**20
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        self.__init__()  # type: ignore[misc]
+        line = {name: total[name] / max(1, total["micro"]) for name in names}
+        return line | {"spectra_s": total["spectra"] / seconds, "tokens_s": total["tokens"] / seconds,
+                       "data_wait": total["wait"] / seconds / ranks.size, "memory_mib": memory, "seconds": seconds}  # fmt: skip
+
+
+def pretrain(config: Config, shards: Sequence[Path], checkpoints: Path, metrics: Path, weights: Path) -> dict[str, Any]:
+    """Train on every rank of this job until `training.steps`, going on from the newest checkpoint; write `weights`.
+
+    Returns the last metrics. Raises Stopped when asked to stop by SIGUSR2 or SIGTERM (after saving), UserError for a
+    configuration, data or checkpoint that don't fit together.
+    """
+    training = config.training
+    ranks = start(training.threads)
+    comm = world()
+    index = open_index(shards, comm)
+    selected = index.sky_fraction(config.seed) >= config.adapt.held_out
+    stream = Stream(index, selected, config.seed, training.lanes, training.block, training.shuffle_blocks,
+                    ranks.rank, ranks.size, comm)  # fmt: skip
+    engine = ds.build(config, ranks)
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    fixed = {"model": config.model.model_dump(), "zero_stage": training.zero.stage}
+    saved = ds.restore(engine, checkpoints, ranks, fixed)
+    step = 0
+    if saved:
+        stream.restore(saved["stream"])
+        step = saved["step"]
+    if ranks.rank == 0:
+        _cut(metrics, step)
+        log.info("%s: %.2f M parameters, %d objects, %d ranks on %s, ZeRO-%d, %s at step %d of %d", config.name, parameters / 1e6,
+                 selected.sum(), ranks.size, ranks.device.type, training.zero.stage, "going on" if saved else "starting",
+                 step, training.steps)  # fmt: skip
+    batches = prefetch(training_batches(stream, config.model.patch, training.tokens_per_batch, training.mask), training.prefetch)
+    try:
+        return _loop(config, engine, batches, ranks, step, fixed, checkpoints, metrics, weights)
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
+def _loop(config: Config, engine: Any, batches: Iterator[Batch], ranks: Ranks, step: int, fixed: dict[str, Any],
+          checkpoints: Path, metrics: Path, weights: Path) -> dict[str, Any]:  # fmt: skip
+    training = config.training
+    asked = {"stop": False}
+
+    def ask(number: int, _: FrameType | None) -> None:
+        log.warning("caught %s: saving at the next step", signal.Signals(number).name)
+        asked["stop"] = True
+
+    previous = {s: signal.signal(s, ask) for s in STOP_SIGNALS}
+    meter, nonfinite, line, state = Meter(), 0, {}, {}
+    try:
+        engine.train()
+        while step < training.steps:
+            # One seed per step and rank, so that a resumed run draws the same dropout without saving generator states.
+            torch.manual_seed(int(np.random.SeedSequence([config.seed, step, ranks.rank]).generate_state(1, np.uint64)[0] >> 1))
+            micro = 0
+            while micro < training.accumulation:
+                waited = time.monotonic()
+                batch = next(batches)
+                meter.add(wait=time.monotonic() - waited)
+                state = batch.state or {}
+                losses = engine(batch.to(ranks.device), training.summary_share)
+                bad, stop = ranks.any(not torch.isfinite(losses["loss"]).item(), asked["stop"])
+                if bad:
+                    nonfinite += 1
+                    log.warning("step %d: non-finite loss on some rank, batch skipped (%d so far)", step, nonfinite)
+                    if nonfinite > training.max_nonfinite:
+                        raise UserError(f"{nonfinite} non-finite losses: lower training.lr or look at the data")
+                    continue
+                engine.backward(losses["loss"])
+                engine.step()
+                micro += 1
+                meter.add(micro=1, spectra=len(batch), tokens=sum(batch.lengths), **{k: v.item() for k, v in losses.items()})
+            step += 1
+            if step % training.log_every == 0 or step == training.steps:
+                names = [k for k in losses]
+                line = {"step": step, "lr": engine.get_lr()[0], **meter.line(ranks, names), "nonfinite": nonfinite}
+                if ranks.rank == 0:
+                    with open(metrics, "a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    log.info("pretrain: step %d of %d, loss %.3f, %.0f spectra/s, data wait %.0f %%", step, training.steps,
+                             line["loss"], line["spectra_s"], 100 * line["data_wait"])  # fmt: skip
+            if step % training.save_every == 0 or step == training.steps or stop:
+                ds.save(engine, checkpoints, step, {**fixed, "stream": joined_state(ranks.gather(state))}, ranks, training.keep)
+                if ranks.rank == 0:
+                    log.info("checkpoint saved at step %d", step)
+            if stop and step < training.steps:
+                raise Stopped(f"stopped at step {step} of {training.steps} after saving: submit the same job again to go on")
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+    if ranks.rank == 0:
+        save_weights(weights, ds.full_weights(engine, checkpoints))
+    torch.distributed.barrier()
+    return line
+
+
+def _cut(metrics: Path, step: int) -> None:
+    """Drop the lines of steps after `step`: they were not saved and will be done again."""
+    if metrics.is_file():
+        lines = [text for text in metrics.read_text().splitlines(keepends=True) if json.loads(text)["step"] <= step]
+        metrics.write_text("".join(lines))

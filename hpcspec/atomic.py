@@ -46,5 +46,5 @@ def read_json(path: Path) -> Any | None:
     """The content of a JSON file, or None if it isn't there or isn't whole."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None

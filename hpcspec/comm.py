@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from hpcspec.errors import UserError
+
 LAUNCHED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 T = TypeVar("T")
 
@@ -36,24 +38,31 @@ def agreed(comm: Any, work: Callable[[], T]) -> T:
         if error:
             raise error
         return result
-    failed = comm.allgather(error)
-    first = next((e for e in failed if e is not None), None)
-    if first is not None:
-        raise error or type(first)(f"rank {failed.index(first)}: {first}") from first
+    failed = {rank: e for rank, e in enumerate(comm.allgather(error and _portable(error))) if e is not None}
+    if error:
+        raise error
+    for rank, first in failed.items():
+        raise type(first)(f"rank {rank}: {first}")
     return result
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as one that another rank is sure to be able to receive."""
+    return UserError(str(error)) if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def on_root(comm: Any, work: Callable[[], T]) -> T:
     """Do `work` on rank 0 only and give every rank its result, or its error."""
     if comm is None:
         return work()
-    outcome: tuple[Any, Exception | None] = (None, None)
+    result: Any = None
+    own: Exception | None = None
     if comm.rank == 0:
         try:
-            outcome = (work(), None)
+            result = work()
         except Exception as caught:
-            outcome = (None, caught)
-    result, error = comm.bcast(outcome, root=0)
+            own = caught
+    result, error = comm.bcast((result, own and _portable(own)), root=0)
     if error is not None:
-        raise error
+        raise own or error
     return result

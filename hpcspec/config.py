@@ -24,7 +24,7 @@ FOLDERS = {"model": "models", "training": "training", "surveys": "surveys"}
 class Section(BaseModel):
     """A part of the configuration; an unknown key is an error, values don't change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Labels(Section):
@@ -40,6 +40,13 @@ class Labels(Section):
     """Our parameter name to the table's column name; `<ours>_err` names the column of its error."""
     missing: tuple[float, ...] = (-9999.0, -999.0)
     """Numbers that mean "no value"; NaN and empty cells always do."""
+
+    @model_validator(mode="after")
+    def _errors(self) -> Labels:
+        alone = [p for p in self.parameters if p.endswith("_err") and p.removesuffix("_err") not in self.parameters]
+        if alone:
+            raise ValueError(f"{alone[0]} in parameters is the error of {alone[0].removesuffix('_err')!r}, which is not there")
+        return self
 
 
 class Survey(Section):
@@ -147,8 +154,10 @@ class Adapt(Section):
 
     mode: Literal["frozen", "full"] = "frozen"
     """Train the head alone, or head and encoder."""
-    epochs: int = Field(default=60, ge=1)
-    tokens_per_batch: int = Field(default=8192, ge=64)
+    steps: int = Field(default=4000, ge=1)
+    """Optimizer steps; with the token budget they set the cost, whatever the number of labels."""
+    tokens_per_batch: int = Field(default=2048, ge=64)
+    """Token budget of a step. Small batches learn more from the same number of spectra."""
     lr: float = Field(default=1e-3, gt=0)
     encoder_lr: float = Field(default=3e-4, gt=0)
     """Learning rate of the encoder with mode: full."""
@@ -235,7 +244,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"can't read configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: the top level must be keys and values")
@@ -243,10 +252,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `over`, mappings merged key by key."""
+    """`base` with the keys of `over`, mappings merged key by key; an empty mapping empties."""
     out = dict(base)
     for key, value in over.items():
-        both = isinstance(out.get(key), Mapping) and isinstance(value, Mapping)
+        both = isinstance(out.get(key), Mapping) and isinstance(value, Mapping) and value
         out[key] = merge(out[key], value) if both else value
     return out
 
@@ -256,6 +265,8 @@ def _resolve(group: str, section: Any) -> Any:
     if isinstance(section, str):
         section = {"base": section}
     if isinstance(section, dict) and "base" in section:
+        if not isinstance(section["base"], str):
+            raise UserError(f"base: {section['base']!r} is not the name of a file in configs/{group}/")
         over = {k: v for k, v in section.items() if k != "base"}
         return merge(_resolve(group, read_yaml(named_file(group, section["base"]))), over)
     return section
@@ -280,7 +291,18 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
             child = {"base": child}
         tree[parent] = dict(child) if isinstance(child, dict) else {}
         tree = tree[parent]
-    tree[last] = yaml.safe_load(value)
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment!r}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _by_name(surveys: Any) -> Any:
+    """The surveys as a mapping, where they are given as one name or a list of names, or without a section."""
+    names = [surveys] if isinstance(surveys, str) else surveys
+    if isinstance(names, list) and all(isinstance(n, str) for n in names):
+        return {name: name for name in names}
+    return {n: n if s is None else s for n, s in surveys.items()} if isinstance(surveys, dict) else surveys
 
 
 S = TypeVar("S", bound=Section)
@@ -330,15 +352,15 @@ def load(path: Path, settings: Iterable[str] = ()) -> Config:
     """
     tree = read_yaml(path)
     for assignment in settings:
+        if "surveys" in tree:
+            tree["surveys"] = _by_name(tree["surveys"])
         _assign(tree, assignment)
     for section in ("model", "training"):
         if section in tree:
             tree[section] = _resolve(FOLDERS[section], tree[section])
-    surveys = tree.get("surveys")
-    if isinstance(surveys, list | str):
-        surveys = {name: name for name in ([surveys] if isinstance(surveys, str) else surveys)}
+    surveys = _by_name(tree.get("surveys"))
     if isinstance(surveys, dict):
-        tree["surveys"] = {n: _resolve("surveys", n if s is None else s) for n, s in surveys.items()}
+        tree["surveys"] = {n: _resolve("surveys", s) for n, s in surveys.items()}
     return validated(Config, _expand(tree), str(path))
 
 

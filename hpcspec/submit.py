@@ -99,8 +99,10 @@ def configuration(args: argparse.Namespace) -> tuple[Run, Config]:
     return run, config
 
 
-def check_inputs(config: Config) -> None:
+def check_inputs(config: Config, labels: bool) -> None:
     """Refuse what can't work before anything is queued."""
+    from hpcspec.adapt.labels import check_labels
+
     for name, survey in config.surveys.items():
         reader(name)
         if name in config.simulate:
@@ -112,6 +114,8 @@ def check_inputs(config: Config) -> None:
         table = survey.labels.path
         if table and not Path(table).is_file():
             raise UserError(f"label table {table} of {name} does not exist: give --labels")
+        if labels:
+            check_labels(name, survey.labels, reader(name).LABELS)
 
 
 def training_steps(run: Run, config: Config, last: str) -> list[Step]:
@@ -148,7 +152,7 @@ def execute(args: argparse.Namespace, run: Run, config: Config, steps: list[Step
     site = load_site(args.site)
     if args.dry_run:
         for step in steps:
-            print(f"# {step.name}\n{sbatch_text(step, run, site, ['<job before>'] if step is not steps[0] else [])}")
+            print(f"# {step.name}\n{sbatch_text(step, run, site, ['JOB_BEFORE'] if step is not steps[0] else [])}")
         return
     if not steps:
         print("everything is done already")
@@ -167,7 +171,7 @@ def execute(args: argparse.Namespace, run: Run, config: Config, steps: list[Step
 def pipeline(args: argparse.Namespace) -> None:
     """The verbs pipeline, plan, ingest, pretrain, adapt."""
     run, config = configuration(args)
-    check_inputs(config)
+    check_inputs(config, labels=args.verb in ("pipeline", "plan", "adapt"))
     began = time.monotonic()
     if not args.dry_run and args.verb != "plan":
         run.create(config)
@@ -207,7 +211,6 @@ def catalog(args: argparse.Namespace) -> None:
     if not work.source.is_dir():
         raise UserError(f"input folder {work.source} does not exist: give the folder with the {args.survey} files with --input")
     print(f"catalogue of {args.survey} files in {work.source}, to {work.out}")
-    own = work.parts.is_relative_to(run.path) and work.shards == run.shards(args.survey)
     if not run.weights.is_file():
         raise UserError(f"{run.path} is not trained: run pretrain first")
     if not args.dry_run:
@@ -217,11 +220,13 @@ def catalog(args: argparse.Namespace) -> None:
             raise UserError(f"can't write to {work.out}: {error.strerror}: give another --output") from error
         if not os.access(work.out, os.W_OK):
             raise UserError(f"can't write to {work.out}: permission denied: give another --output")
-    arguments = {} if own else {"source": str(work.source), "output": str(work.out)}
+        if args.set:
+            run.create(config)  # the jobs read it there
+    arguments = {} if work.own else {"source": str(work.source), "output": str(work.out)}
     steps = [Step("merge", {"survey": args.survey, **arguments})]
     if args.verb == "catalog":
-        steps = training_steps(run, config, "adapt") if own else _adapt_step(run, config)
-        steps += catalog_steps(run, config, work, bool(steps), arguments, not own)
+        steps = training_steps(run, config, "adapt") if work.own else _adapt_step(run, config)
+        steps += catalog_steps(run, config, work, bool(steps), arguments, not work.own)
     execute(args, run, config, steps)
     done = run.done(work.marker("merge"))
     if done and (work.out / "SHA256SUMS").is_file() and not args.dry_run:

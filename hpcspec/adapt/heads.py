@@ -16,7 +16,7 @@ from torch import nn
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.atomic import write_json
 from hpcspec.model.attention import AttentionPool
-from hpcspec.model.spectral import Encoded
+from hpcspec.model.spectral import Encoded, SpectralModel
 
 LOG_VARIANCE = (-10.0, 5.0)
 
@@ -124,3 +124,28 @@ def head_loss(output: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: T
         nll = F.huber_loss(z, torch.zeros_like(z), reduction="none", delta=5.0) + 0.5 * variance.log()
         loss = loss + (nll * known).sum() / known.sum(0).clamp(min=1).max()
     return loss
+
+
+def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and errors (n, parameters) in the labels' units from a head's standardised outputs."""
+    spread = np.array(task.spread)
+    return mean * spread + np.array(task.center), np.exp(0.5 * log_variance) * np.array(task.error_scale) * spread
+
+
+class Adapted(nn.Module):
+    """Encoder and head, and where the training objects' summaries lie."""
+
+    anomaly_mean: torch.Tensor
+    anomaly_whitening: torch.Tensor
+
+    def __init__(self, model: SpectralModel, head: Head):
+        super().__init__()
+        self.model, self.head = model, head
+        width = model.config.width
+        self.register_buffer("anomaly_mean", torch.zeros(width))
+        self.register_buffer("anomaly_whitening", torch.eye(width))
+
+    def anomaly(self, summary_ND: torch.Tensor) -> torch.Tensor:
+        """(N,) root mean square of the whitened summary: Mahalanobis distance from the training objects over √D, about 1
+        for a typical one."""
+        return ((summary_ND - self.anomaly_mean) @ self.anomaly_whitening).square().mean(-1).sqrt()

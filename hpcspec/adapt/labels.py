@@ -112,7 +112,7 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
     """
     n, ids, survey_of = len(index), index.joined("ids"), index.survey
     classes = np.full(n, "", object)
-    names = sorted({p for s in surveys.values() for p in s.labels.parameters if not p.endswith("_err")})
+    names = list(dict.fromkeys(p for s in surveys.values() for p in s.labels.parameters if not p.endswith("_err")))
     values = {p: np.full(n, np.nan) for p in names}
     errors = {p: np.zeros(n) for p in names}
     sources: list[str] = []
@@ -145,6 +145,21 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
         raise UserError(f"no object has a label: no identifier in {' or '.join(sources)} is among the {n} ingested objects "
                         "(or every value is missing): check labels.key")  # fmt: skip
     return out
+
+
+def check_labels(survey: str, labels: Labels, own: frozenset[str]) -> None:
+    """Refuse a label table, or the lack of one, that can't serve; `own` are the labels the survey's files carry themselves.
+
+    Raises UserError for an unreadable table or a missing column, or if there is neither a table nor labels in the files.
+    """
+    asked = {*([labels.object_class] if labels.object_class else []), *labels.parameters.values()}
+    if labels.path:
+        missing = sorted(asked - set(read_table(Path(labels.path), labels.key).column_names))
+        if missing:
+            raise UserError(f"label table {labels.path} has no column {', '.join(missing)}: see surveys.{survey}.labels")
+    elif not asked <= own:
+        raise UserError(f"no labels for {survey}: its files don't carry {', '.join(sorted(asked - own))}; give a table with --labels "
+                        f"(or --set surveys.{survey}.labels={{}} for a catalogue of embeddings only)")  # fmt: skip
 
 
 def describe(labels: LabelSet) -> dict[str, Any]:

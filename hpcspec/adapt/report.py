@@ -8,12 +8,8 @@ from typing import Any
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.decomposition import PCA
-from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
-from xgboost import XGBClassifier, XGBRegressor
 
-from hpcspec.adapt.heads import Task
+from hpcspec.adapt.heads import Task, physical
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.config import Config
 from hpcspec.shards.format import Pixels
@@ -28,12 +24,6 @@ def scatter(residual: np.ndarray) -> dict[str, float]:
     """Robust scatter 1.4826·MAD (about the median), plain standard deviation and median of residuals (n,)."""
     center = float(np.median(residual))
     return {"mad": float(1.4826 * np.median(np.abs(residual - center))), "std": float(residual.std()), "bias": center}
-
-
-def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and errors (n, parameters) in the labels' units from a head's standardised outputs."""
-    spread = np.array(task.spread)
-    return mean * spread + np.array(task.center), np.exp(0.5 * log_variance) * np.array(task.error_scale) * spread
 
 
 def pixel_matrix(index: DataIndex, numbers: np.ndarray, reference: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +53,10 @@ def _features(train: np.ndarray, test: np.ndarray, kind: str, seed: int) -> tupl
     train, test = train[:, covered], test[:, covered]
     if kind == "xgboost":
         return train, test
+    from sklearn.decomposition import PCA  # here and below: the catalogue's tasks, which come by this module, need none of it
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+
     count = min(64, *train.shape)
     pca = make_pipeline(SimpleImputer(strategy="median"), PCA(count, svd_solver="randomized", random_state=seed))
     return pca.fit_transform(train), pca.transform(test)
@@ -70,6 +64,8 @@ def _features(train: np.ndarray, test: np.ndarray, kind: str, seed: int) -> tupl
 
 def baseline(config: Config, index: DataIndex, labels: LabelSet, task: Task, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     """XGBoost for each parameter and the class, per survey, trained on `train` and predicting `test` (numbers)."""
+    from xgboost import XGBClassifier, XGBRegressor
+
     trees = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 5, "subsample": 0.8, "colsample_bytree": 0.3,
              "tree_method": "hist", "n_jobs": config.adapt.threads, "random_state": config.seed}  # fmt: skip
     values = {p: np.full(len(test), np.nan) for p in task.parameters}
@@ -138,17 +134,17 @@ def held_out_report(config: Config, index: DataIndex, labels: LabelSet, task: Ta
 
 
 def table(report: dict[str, Any]) -> list[list[str]]:
-    """Rows (header first) of the accuracy on held-out objects beside the baseline's."""
-    rows = [["survey", "quantity", "held out", "hpcspec", f"{report['baseline']}", "within 1 error"]]
+    """Rows (header first) of the accuracy on held-out objects, robust and plain scatter, beside the baseline's."""
+    other = report["baseline"]
+    rows = [["survey", "quantity", "objects", "MAD", "std", f"{other} MAD", f"{other} std", "within 1 error"]]
     for group, lines in report["parameters"].items():
         for name, x in lines.items():
-            beside = x.get("baseline")
-            shown = f"{beside['mad']:.4g} / {beside['std']:.4g}" if beside else "-"
-            rows.append([group, f"{name}: 1.4826·MAD / std", str(x["n"]), f"{x['mad']:.4g} / {x['std']:.4g}", shown,
-                         f"{100 * x['within_1_error']:.0f} %"])  # fmt: skip
+            beside = x.get("baseline", {})
+            shown = [f"{v:.4g}" if v is not None else "-" for v in (x["mad"], x["std"], beside.get("mad"), beside.get("std"))]
+            rows.append([group, name, str(x["n"]), *shown, f"{100 * x['within_1_error']:.0f} %"])
         if group in report["classes"]:
             x = report["classes"][group]
             beside = x.get("baseline_accuracy")
-            rows.append([group, "class: correct", str(x["n"]), f"{100 * x['accuracy']:.1f} %",
-                         "-" if beside is None else f"{100 * beside:.1f} %", ""])  # fmt: skip
+            right = "-" if beside is None else f"{100 * beside:.1f} %"
+            rows.append([group, "class, correct", str(x["n"]), f"{100 * x['accuracy']:.1f} %", "", right, "", ""])
     return rows

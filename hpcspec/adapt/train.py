@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.covariance import LedoitWolf
 from torch import nn
 
-from hpcspec.adapt.heads import Head, Targets, Task, head_loss, make_task, targets
+from hpcspec.adapt.heads import Adapted, Head, Targets, Task, head_loss, make_task, targets
 from hpcspec.adapt.labels import LabelSet, describe, load_labels, wanted
 from hpcspec.adapt.report import held_out_report
 from hpcspec.config import Adapt, Config
@@ -29,6 +29,7 @@ from hpcspec.stream.tokens import LOG_ERROR, Tokens, tokenize
 
 log = logging.getLogger(__name__)
 WITHIN_ONE_SIGMA = 0.6827
+EVALUATION_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -60,38 +61,30 @@ def labelled_objects(labels: LabelSet) -> np.ndarray:
     return np.any([labels.object_class != "", *known], axis=0)
 
 
-class Adapted(nn.Module):
-    """Encoder and head, and where the training objects' summaries lie."""
-
-    anomaly_mean: torch.Tensor
-    anomaly_whitening: torch.Tensor
-
-    def __init__(self, model: SpectralModel, head: Head):
-        super().__init__()
-        self.model, self.head = model, head
-        width = model.config.width
-        self.register_buffer("anomaly_mean", torch.zeros(width))
-        self.register_buffer("anomaly_whitening", torch.eye(width))
-
-    def anomaly(self, summary_ND: torch.Tensor) -> torch.Tensor:
-        """(N,) root mean square of the whitened summary: Mahalanobis distance from the training objects over √D, about 1
-        for a typical one."""
-        return ((summary_ND - self.anomaly_mean) @ self.anomaly_whitening).square().mean(-1).sqrt()
-
-
-def packed_budget(items: Sequence[Tokens], budget: int, order: np.ndarray) -> Iterator[list[int]]:
-    """Places of items in groups of at most `budget` tokens, in the given order."""
+def packed_budget(items: Mapping[int, Tokens], budget: int) -> Iterator[list[int]]:
+    """Numbers of the items, in their order, in groups of at most `budget` tokens."""
     group: list[int] = []
     used = 0
-    for i in order.tolist():
-        size = len(items[i].values) + 1
+    for number, tokens in items.items():
+        size = len(tokens.values) + 1
         if group and used + size > budget:
             yield group
             group, used = [], 0
-        group.append(i)
+        group.append(number)
         used += size
     if group:
         yield group
+
+
+def evaluated(items: Mapping[int, Tokens], work: Callable[[Batch], Sequence[torch.Tensor]]) -> dict[int, list[torch.Tensor]]:
+    """For each item, its rows of what `work` gives for batches (N, …)."""
+    out: dict[int, list[torch.Tensor]] = {}
+    with torch.inference_mode():
+        for numbers in packed_budget(items, EVALUATION_TOKENS):
+            batch = collate(numbers, [items[n] for n in numbers])
+            found = work(batch)
+            out.update({n: [f[k] for f in found] for k, n in enumerate(batch.objects.tolist())})
+    return out
 
 
 def _noisy(tokens: Tokens, rng: np.random.Generator, noise: float, drop: float) -> Tokens:
@@ -133,103 +126,89 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     items = {n: tokenize(p, config.model.patch) for n, p in in_order(index, np.sort(numbers))}
     log.info("adapt: labels %s; %d training, %d calibration, %d held-out objects", describe(labels),
              *map(len, (parts.train, parts.calibration, parts.test)))  # fmt: skip
-    limit = _fit_anomaly(adapted, [items[n] for n in parts.train], settings)
+    limit = _fit_anomaly(adapted, {n: items[n] for n in parts.train.tolist()})
     began = time.monotonic()
     report: dict[str, Any] = {}
     if labelled:
         _fit(adapted, items, labels, parts.train, settings, config.seed)
-        task = _calibrate(adapted, items, labels, task, parts.calibration, settings)
+        task = _calibrate(adapted, items, labels, task, parts.calibration)
         report = {"mode": settings.mode, "seconds": time.monotonic() - began}
-        report |= held_out_report(config, index, labels, task, parts, _outputs(adapted, items, parts.test, settings))
+        report |= held_out_report(config, index, labels, task, parts, _outputs(adapted, items, parts.test))
     task = replace(task, anomaly_limit=limit, separate_encoder=labelled and settings.mode == "full", report=report)
     save_weights(folder / "weights.safetensors", adapted.state_dict())
     task.save(folder / "task.json")
     return task
 
 
-def _encoded_frozen(adapted: Adapted, items: dict[int, Tokens], numbers: np.ndarray, budget: int) -> dict[int, torch.Tensor]:
+def _encoded_frozen(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray) -> dict[int, torch.Tensor]:
     """The frozen encoder's tokens (t+1, D) of each object, float16."""
-    out: dict[int, torch.Tensor] = {}
-    listed = [items[n] for n in numbers.tolist()]
     adapted.eval()
-    with torch.inference_mode():
-        for group in packed_budget(listed, budget, np.arange(len(listed))):
-            batch = collate(numbers[group].tolist(), [listed[i] for i in group])
-            encoded = adapted.model.encode(batch)
-            for k, number in enumerate(batch.objects.tolist()):
-                out[number] = encoded.tokens[encoded.packing.offsets[k] : encoded.packing.offsets[k + 1]].half()
-    return out
+
+    def tokens(batch: Batch) -> list[list[torch.Tensor]]:
+        encoded = adapted.model.encode(batch)
+        return [list(encoded.tokens.half().split(encoded.packing.lengths))]
+
+    return {n: f[0] for n, f in evaluated({n: items[n] for n in numbers.tolist()}, tokens).items()}
 
 
 def _fit(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, train: np.ndarray, settings: Adapt, seed: int) -> None:
-    """AdamW with a one-cycle cosine over `epochs`; of the head alone, or of encoder and head with augmented spectra."""
+    """AdamW with warm-up and cosine over `steps`; of the head alone, or of encoder and head with augmented spectra."""
     full = settings.mode == "full"
-    task = adapted.head.task
     groups = [{"params": list(adapted.head.parameters()), "lr": settings.lr}]
     if full:
-        groups.append({"params": [p for n, p in adapted.model.named_parameters() if n.startswith(("embed", "encoder", "norm."))],
-                       "lr": settings.encoder_lr})  # fmt: skip
+        encoder = [p for n, p in adapted.model.named_parameters() if n.startswith(("embed", "encoder", "norm."))]
+        groups.append({"params": encoder, "lr": settings.encoder_lr})
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    frozen = {} if full else _encoded_frozen(adapted, items, train, settings.tokens_per_batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, settings.steps))
+    frozen = {} if full else _encoded_frozen(adapted, items, train)
 
-    def noisy_batches(epoch: int) -> Iterator[tuple[Batch, Targets]]:
-        rng = np.random.default_rng([seed, epoch])
-        listed = [_noisy(items[n], rng, settings.noise, settings.drop_tokens) for n in train.tolist()]
-        for group in packed_budget(listed, settings.tokens_per_batch, rng.permutation(len(listed))):
-            batch = collate(train[group].tolist(), [listed[i] for i in group])
-            yield batch, targets(labels, task, batch.objects)
+    def batches() -> Iterator[tuple[Batch | Encoded, Targets]]:
+        for epoch in itertools.count():
+            rng = np.random.default_rng([seed, epoch])
+            for numbers in packed_budget({n: items[n] for n in rng.permutation(train).tolist()}, settings.tokens_per_batch):
+                if full:
+                    batch = collate(numbers, [_noisy(items[n], rng, settings.noise, settings.drop_tokens) for n in numbers])
+                    yield batch, targets(labels, adapted.head.task, batch.objects)
+                else:
+                    numbers = sorted(numbers, key=lambda n: len(frozen[n]))
+                    packing = Packing(tuple(len(frozen[n]) for n in numbers))
+                    encoded = Encoded(torch.cat([frozen[n] for n in numbers]).float(), packing)
+                    yield encoded, targets(labels, adapted.head.task, np.array(numbers))
 
-    def frozen_batches(epoch: int) -> Iterator[tuple[Encoded, Targets]]:
-        rng = np.random.default_rng([seed, epoch])
-        listed = [items[n] for n in train.tolist()]
-        for group in packed_budget(listed, settings.tokens_per_batch, rng.permutation(len(listed))):
-            numbers = train[sorted(group, key=lambda i: len(listed[i].values))]
-            packing = Packing(tuple(len(frozen[n]) for n in numbers.tolist()))
-            yield Encoded(torch.cat([frozen[n] for n in numbers.tolist()]).float(), packing), targets(labels, task, numbers)
-
-    batches: Callable[[int], Iterator[Any]] = noisy_batches if full else frozen_batches
-    per_epoch = max(1, sum(1 for _ in packed_budget([items[n] for n in train.tolist()], settings.tokens_per_batch, np.arange(len(train)))))
-    total = settings.epochs * per_epoch
-    base = [g["lr"] for g in optimizer.param_groups]
-    step, shown = 0, time.monotonic()
-    for epoch in range(settings.epochs):
-        adapted.train()
-        adapted.model.train(full)
-        losses = []
-        for given, target in prefetch(batches(epoch), 4):
-            factor = min(1.0, (step + 1) / (0.05 * total)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-            for group, lr in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = lr * max(factor, 1e-3)
-            loss = head_loss(adapted.head(adapted.model.encode(given) if full else given), target)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-            if torch.isfinite(loss):
-                optimizer.step()
-            losses.append(loss.item())
-            step += 1
-        if time.monotonic() - shown > 5 or epoch + 1 == settings.epochs:
-            shown = time.monotonic()
-            log.info("adapt: epoch %d of %d, loss %.3f", epoch + 1, settings.epochs, np.mean(losses))
+    adapted.train()
+    adapted.model.train(full)
+    shown, losses = time.monotonic(), []
+    for step, (given, target) in zip(range(1, settings.steps + 1), prefetch(batches(), 8), strict=False):
+        encoded = adapted.model.encode(given) if isinstance(given, Batch) else given
+        loss = head_loss(adapted.head(encoded), target)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+        if torch.isfinite(norm):
+            optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if time.monotonic() - shown > 10 or step == settings.steps:
+            log.info("adapt: step %d of %d, loss %.3f", step, settings.steps, np.mean(losses))
+            shown, losses = time.monotonic(), []
 
 
-def _outputs(adapted: Adapted, items: dict[int, Tokens], numbers: np.ndarray, settings: Adapt) -> tuple[np.ndarray, ...]:
+def one_cycle(step: int, steps: int) -> float:
+    """Factor of the learning rate: linear warm-up over a twentieth, then cosine to 0."""
+    warmup = max(1, steps // 20)
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def _outputs(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray) -> tuple[np.ndarray, ...]:
     """Logits, means, log variances of objects, in the order of `numbers`."""
     adapted.eval()
-    listed = [items[n] for n in numbers.tolist()]
-    found: dict[int, list[np.ndarray]] = {}
-    with torch.inference_mode():
-        for group in packed_budget(listed, settings.tokens_per_batch, np.arange(len(listed))):
-            batch = collate(numbers[group].tolist(), [listed[i] for i in group])
-            output = [o.numpy() for o in adapted.head(adapted.model.encode(batch))]
-            found.update({n: [o[k] for o in output] for k, n in enumerate(batch.objects.tolist())})
-    return tuple(np.array([found[n][k] for n in numbers.tolist()]) for k in range(3))
+    found = evaluated({n: items[n] for n in numbers.tolist()}, lambda batch: adapted.head(adapted.model.encode(batch)))
+    return tuple(np.stack([found[n][k].numpy() for n in numbers.tolist()]) for k in range(3))
 
 
-def _calibrate(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, task: Task, numbers: np.ndarray,
-               settings: Adapt) -> Task:  # fmt: skip
+def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, task: Task, numbers: np.ndarray) -> Task:
     """Scale the errors so that 68 % of these objects lie within one, and the logits to the best likelihood."""
-    logits, mean, log_variance = _outputs(adapted, items, numbers, settings)
+    logits, mean, log_variance = _outputs(adapted, items, numbers)
     target = targets(labels, task, numbers)
     scales = []
     for k in range(len(task.parameters)):
@@ -246,19 +225,16 @@ def _calibrate(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, tas
     return replace(task, error_scale=tuple(scales), temperature=temperature)
 
 
-def _fit_anomaly(adapted: Adapted, items: list[Tokens], settings: Adapt) -> float:
+def _fit_anomaly(adapted: Adapted, items: Mapping[int, Tokens]) -> float:
     """Mean and whitening of the pretrained summaries of the training objects (Ledoit & Wolf 2004 covariance); returns the
     anomaly score that 99.9 % of them stay below."""
+    from sklearn.covariance import LedoitWolf  # seconds to import
+
     adapted.eval()
-    summaries = []
-    with torch.inference_mode():
-        for group in packed_budget(items, settings.tokens_per_batch, np.arange(len(items))):
-            batch = collate(group, [items[i] for i in group])
-            summaries.append(adapted.model.summary(adapted.model.encode(batch)).numpy())
-    found = np.concatenate(summaries)
-    fitted = LedoitWolf().fit(found.astype(np.float64))
+    found = evaluated(items, lambda batch: [adapted.model.summary(adapted.model.encode(batch))])
+    summaries = torch.stack([f[0] for f in found.values()])
+    fitted = LedoitWolf().fit(summaries.double().numpy())
     values, vectors = np.linalg.eigh(fitted.covariance_)
-    whitening = vectors / np.sqrt(np.maximum(values, 1e-9 * values.max()))
     adapted.anomaly_mean.copy_(torch.tensor(fitted.location_))
-    adapted.anomaly_whitening.copy_(torch.tensor(whitening))
-    return float(np.quantile(adapted.anomaly(torch.tensor(found)).numpy(), 0.999))
+    adapted.anomaly_whitening.copy_(torch.tensor(vectors / np.sqrt(np.maximum(values, 1e-9 * values.max()))))
+    return float(np.quantile(adapted.anomaly(summaries).numpy(), 0.999))

@@ -72,14 +72,19 @@ def merge(parts: Sequence[Path], out: Path, survey: str, columns: Sequence[Colum
           expected_rows: int, quarantine: Path | None = None) -> MergeReport:  # fmt: skip
     """Publish the catalogue of `survey` in `out`, from parts that hold the `columns` and the embedding.
 
-    provenance: JSON values by name, the same on every run (its `timing`, seconds by stage, is shown on the quality page);
+    provenance: JSON values by name, the same on every run (its `timing`, seconds by stage, is shown on the quality page; its
+    `rows_in`, if there, must be the rows and the quarantined together);
     expected_rows: rows that all parts must hold together; quarantine: a JSON lines file {"path", "object_id", "reason"}, or
     a folder of such. Files of an older release are replaced one by one; anything else in `out` stays.
     Raises UserError for parts that are missing, damaged, incomplete, of another model, survey or schema, or that repeat
-    an object, for a damaged quarantine file, and for a folder that can't be written.
+    an object, for books that don't balance, for a damaged quarantine file, and for a folder that can't be written.
     """
     dimension = _inspect(parts, survey, columns, provenance, expected_rows)
     quarantined = _read_quarantine(quarantine)
+    rows_in = provenance.get("rows_in")
+    if rows_in not in (None, expected_rows + len(quarantined)):
+        raise UserError(f"the books of {survey} don't balance: {rows_in} rows in, {expected_rows} rows out, {len(quarantined)} "
+                        "quarantined: ingest again")  # fmt: skip
     index = read_index(parts, expected_rows)
     classes, parameters = labels(columns)
     facts = {**provenance, "survey": survey, "rows": expected_rows, "quarantined": len(quarantined), "classes": classes,
@@ -163,11 +168,11 @@ def _write_tables(parts: Sequence[Path], stage: Path, survey: str, columns: Sequ
 
 
 def _read_quarantine(path: Path | None) -> list[tuple[str, str, str]]:
-    """The quarantined rows (file, object_id, reason), each once, sorted."""
+    """The quarantined rows (file, object_id, reason), every one of them, sorted."""
     if path is None:
         return []
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    found = set()
+    found = []
     for file in files:
         try:
             lines = file.read_text("utf-8").splitlines()
@@ -176,7 +181,7 @@ def _read_quarantine(path: Path | None) -> list[tuple[str, str, str]]:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                found.add((str(row["path"]), str(row["object_id"]), str(row["reason"])))
+                found.append((str(row["path"]), str(row["object_id"]), str(row["reason"])))
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise UserError(f"{file}, line {number}: not a quarantined row with path, object_id and reason") from error
     return sorted(found)

@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from hpcspec.adapt.heads import Head, Task
-from hpcspec.adapt.report import physical
-from hpcspec.adapt.train import Adapted
+from hpcspec.adapt.heads import Adapted, Head, Task, physical
 from hpcspec.catalog.parts import open_part, provenance_of, write_part
 from hpcspec.catalog.schema import Column, Flag, class_column, columns
 from hpcspec.config import Catalog, Config
@@ -133,7 +131,8 @@ def catalog_task(config: Config, shards: Sequence[Path], predictor: Predictor, p
     settings = config.catalog
     torch.set_num_threads(settings.threads)
     index = open_index(shards)
-    provenance = {"model_hash": predictor.hash, "data": index.fingerprint}
+    flagging = settings.model_dump_json(include={"low_sn", "few_pixels", "ambiguous"})
+    provenance = {"model_hash": predictor.hash, "data": index.fingerprint, "flagging": flagging}
     for piece in plan(index, config)[task::tasks]:
         path = parts / f"{piece.name}.parquet"
         if is_done(path, {**provenance, "piece": f"{piece.start}-{piece.stop}"}):

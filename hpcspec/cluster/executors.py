@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def sbatch_text(step: Step, run: Run, site: Site, after: Sequence[str] = ()) -> 
     """The exact script that sbatch is given for a step."""
     folder = submitit_folder(run, step)
     command = " ".join([shlex.quote(sys.executable), "-u -m submitit.core._submit", shlex.quote(str(folder))])
-    count = {"map_count": step.tasks} if step.tasks else {}
+    count = {"map_count": step.tasks} if step.tasks > 1 else {}
     return _make_sbatch_string(command=command, folder=folder, **slurm_parameters(step, site, after), **count)
 
 
@@ -131,7 +132,8 @@ def _run_locally(step: Step, run: Run, config: Config) -> None:
         while waiting or active:
             while waiting and len(active) < width:
                 task = waiting.pop(0)
-                active[task] = executor.submit(run_stage, step.stage, str(run.path.resolve()), task, **step.arguments)
+                with _stderr_to(submitit_folder(run, step) / "controllers.log"):
+                    active[task] = executor.submit(run_stage, step.stage, str(run.path.resolve()), task, **step.arguments)
             time.sleep(0.2)
             for task, job in list(active.items()):
                 tails[task].show()
@@ -142,6 +144,21 @@ def _run_locally(step: Step, run: Run, config: Config) -> None:
     finally:
         for job in active.values():
             job.cancel()
+        while not all(job.done() for job in active.values()):
+            time.sleep(0.05)
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """What is started inside has this file as its standard error: submitit's controllers answer Ctrl-C with a traceback."""
+    ours = os.dup(2)
+    try:
+        with open(path, "a") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
 
 
 def _check(job: submitit.Job[None], step: Step, task: int, run: Run, ranks: int) -> None:

@@ -146,9 +146,14 @@ class Release:
     parts: Path
     out: Path
 
+    @property
+    def own(self) -> bool:
+        """Whether this is the catalogue of the files that the run itself ingested."""
+        return self.shards == self.run.shards(self.survey)
+
     def marker(self, stage: str) -> str:
         """The name of a stage's marker in the run's state."""
-        return f"{stage}-{self.survey}" if self.parts.is_relative_to(self.run.path) else f"{stage}-{self.survey}-{digest(str(self.out))}"
+        return f"{stage}-{self.survey}" if self.own else f"{stage}-{self.survey}-{digest(str(self.out))}"
 
 
 def release(run: Run, config: Config, survey: str, source: str | None = None, output: str | None = None) -> Release:
@@ -162,7 +167,7 @@ def release(run: Run, config: Config, survey: str, source: str | None = None, ou
     source_path = given or Path(configured or "")
     if not source_path.name:
         raise UserError(f"where are the {survey} files? Give --input, or set surveys.{survey}.input")
-    out = Path(output).resolve() if output else run.path / "catalog" / f"{survey}-{digest(str(source_path))}"
+    out = Path(output or run.path / "catalog" / f"{survey}-{digest(str(source_path))}").resolve()
     work = out / "work"
     return Release(run, survey, source_path, work / "shards" / survey, work / "parts" / survey, out)
 

@@ -17,7 +17,7 @@ import submitit
 from hpcspec.cluster.run import Release, Run, digest, files_key, release, versions
 from hpcspec.comm import on_root, world
 from hpcspec.config import Config
-from hpcspec.errors import UserError
+from hpcspec.errors import Stopped, UserError
 from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import ingest
 
@@ -31,6 +31,12 @@ def task_rank() -> tuple[int, int]:
         return job.global_rank, job.num_tasks
     except RuntimeError:
         return 0, 1
+
+
+def rank_here() -> int:
+    """Rank of this process among the tasks of its job, with MPI or without."""
+    comm = world()
+    return comm.rank if comm is not None else task_rank()[0]
 
 
 def start_log(run: Run, stage: str, rank: int) -> None:
@@ -67,9 +73,9 @@ def adapt_key(run: Run, config: Config) -> str:
 
 
 def merge_key(run: Run, config: Config, work: Release) -> str:
-    """What a catalogue depends on."""
+    """What a catalogue depends on; not on how many tasks share the work."""
     made = [(run.done(stage) or {}).get("key") for stage in ("adapt", work.marker("ingest"))]
-    return digest(made, config.catalog.model_dump(), str(work.out))
+    return digest(made, config.catalog.model_dump(exclude={"tasks"}))
 
 
 def simulate_stage(run: Run, config: Config, **_: Any) -> None:
@@ -77,7 +83,7 @@ def simulate_stage(run: Run, config: Config, **_: Any) -> None:
     from hpcspec.simulate import simulate
 
     began, key = time.time(), digest(config.simulate, config.seed)
-    if task_rank()[0] > 0 or run.done("simulate", key):
+    if rank_here() > 0 or run.done("simulate", key):
         return
     folder = run.path / "simulated"
     if folder.exists():
@@ -160,7 +166,7 @@ def merge_stage(run: Run, config: Config, survey: str, source: str | None = None
     predictor = Predictor(config, run.weights, run.adapted)
     index = open_index(shard_paths(work.shards))
     counts = run.done(work.marker("ingest")) or {}
-    provenance = {"model_hash": predictor.hash, "data_fingerprint": index.fingerprint, "config_hash": digest(config.model_dump()),
+    provenance = {"model_hash": predictor.hash, "data_fingerprint": index.fingerprint, "config_hash": digest(config.model_dump(exclude={"ingest": {"tasks"}, "catalog": {"tasks"}})),
                   "seed": config.seed, "versions": versions(), "rows_in": counts.get("rows_in"),
                   "accuracy_on_held_out_objects": predictor.task.report}  # fmt: skip
     paths = [work.parts / f"{piece.name}.parquet" for piece in plan(index, config)]
@@ -181,30 +187,28 @@ STAGES: dict[str, Callable[..., None]] = {
 def run_stage(stage: str, folder: str, task: int = 0, **arguments: Any) -> None:
     """Run one stage of the run in `folder`: what submitit calls, and the programs in jobs/."""
     run = Run(Path(folder))
-    comm = world()
-    rank = comm.rank if comm is not None else task_rank()[0]
+    comm, rank = world(), rank_here()
     label = "-".join([stage, *filter(None, [arguments.get("survey")])]) + (f"-{task}" if stage == "catalog" else "")
     start_log(run, label, rank)
     try:
         STAGES[stage](run, run.config(), task=task, **arguments)
     except UserError as error:
-        if rank == 0:
-            run.error(label, str(error))
+        run.error(label, str(error))  # whichever rank is first: it ends the others
         log.error("error: %s", error)
-        _end_all_ranks(comm)
+        _end_all_ranks(comm, 2)
         raise
+    except Stopped:
+        raise  # all ranks agreed on it
     except BaseException:
         if comm is not None:
             log.exception("rank %d failed", rank)
-            _end_all_ranks(comm)
+            _end_all_ranks(comm, 1)
         raise
 
 
 def job(stage: str, folder: str, **arguments: Any) -> int:
     """What the programs in jobs/ do: run the stage; the exit code is 0, 2 for a mistake of the user's, 75 if it was stopped
     after saving and should be submitted again."""
-    from hpcspec.training.pretrain import Stopped
-
     try:
         run_stage(stage, folder, **arguments)
     except UserError:
@@ -215,8 +219,8 @@ def job(stage: str, folder: str, **arguments: Any) -> int:
     return 0
 
 
-def _end_all_ranks(comm: Any) -> None:
+def _end_all_ranks(comm: Any, code: int) -> None:
     """A rank that fails alone must not leave the others waiting for it."""
     if comm is not None:
         logging.shutdown()
-        comm.Abort(1)
+        comm.Abort(code)

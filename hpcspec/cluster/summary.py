@@ -9,8 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hpcspec.adapt.heads import Task
-from hpcspec.adapt.report import table
 from hpcspec.cluster.run import Run, release
 from hpcspec.config import Config
 
@@ -31,6 +29,9 @@ def show_summary(run: Run, config: Config, wall: float) -> None:
 
 
 def _print_summary(console: Console, run: Run, config: Config, wall: float) -> None:
+    from hpcspec.adapt.heads import Task  # torch: seconds that the other verbs need not wait
+    from hpcspec.adapt.report import table
+
     report = Task.load(run.adapted / "task.json").report
     if report:
         header, *rows = table(dict(report))

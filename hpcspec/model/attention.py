@@ -5,19 +5,24 @@ Names of tensors carry their shape: T tokens of all objects, Q queries, K keys, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, groupby
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None
+
+@cache
+def _varlen() -> Callable[..., torch.Tensor] | None:
+    """Torch's attention over variable lengths (2.10 on); importing it takes seconds, which only those who use it wait."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def attend(q_QHE: torch.Tensor, k_KHE: torch.Tensor, v_KHE: torch.Tensor, querie
     On a GPU in half precision: FlashAttention over variable lengths. Elsewhere: one exact dense attention per run of
     objects with equal lengths.
     """
-    if q_QHE.is_cuda and q_QHE.dtype in (torch.bfloat16, torch.float16) and varlen_attn is not None:
+    if q_QHE.is_cuda and q_QHE.dtype in (torch.bfloat16, torch.float16) and (varlen_attn := _varlen()) is not None:
         return varlen_attn(q_QHE, k_KHE, v_KHE, queries.cumulative(q_QHE.device), keys.cumulative(q_QHE.device),
                            max(queries.lengths), max(keys.lengths))  # fmt: skip
     out, q0, k0 = [], 0, 0

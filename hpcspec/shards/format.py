@@ -34,6 +34,8 @@ from hpcspec.surveys.spectrum import Arm, Grid, Spectrum
 
 FORMAT, SCHEMA_VERSION = "hpcspec-shard", 1
 CHUNK = (1 << 20) // 4
+CONTENT = ("object/id", "object/healpix", "object/segments", "segment/pixels", "segment/grid", "segment/first", "grid/kind", "grid/start",
+           "grid/step", "grid/values", "value/flux", "value/ivar")  # fmt: skip
 TEXT = h5py.string_dtype("utf-8")
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -202,7 +204,7 @@ class Shard:
             Grid(str(kinds[i]), float(starts[i]), float(steps[i]), tuple(values[offsets[i] : offsets[i + 1]].tolist()))
             for i in range(len(kinds))
         )
-        crc = zlib.crc32(repr([(n, int(f[n].attrs["crc32"])) for n in ("object/id", "value/flux", "value/ivar")]).encode())
+        crc = zlib.crc32(repr([(n, int(f[n].attrs["crc32"])) for n in CONTENT]).encode())
         return ShardIndex(
             self.path, str(f.attrs["survey"]), f["object/id"].asstr()[()].astype(str), f["object/ra"][()], f["object/dec"][()],
             f["object/healpix"][()], f["object/sn_median"][()], f["object/segments"][()], f["segment/pixels"][()],

@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -73,7 +75,7 @@ def _unit(number: int, survey: str, sources: list[Source]) -> Unit:
 def ingest_unit(unit: Unit, survey: str, folder: Path, compression: str = "none") -> None:
     """Read one unit and write its shard, quarantine lines and books, unless they are there already."""
     shard, books, quarantine = _paths(folder, unit)
-    if shard.is_file() and (read_json(books) or {}).get("inputs") == unit.inputs:
+    if shard.is_file() and quarantine.is_file() and (read_json(books) or {}).get("inputs") == unit.inputs:
         return
     books.unlink(missing_ok=True)
     good: list[tuple[Spectrum, int, int]] = []
@@ -129,8 +131,19 @@ def _each(units: list[Unit], survey: str, folder: Path, compression: str, worker
     if workers == 1 or len(units) == 1:
         yield from map(one, units)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
         yield from pool.map(one, units)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def settle(survey: str, units: Sequence[Unit], folder: Path, compression: str = "none") -> Counts:
@@ -150,6 +163,7 @@ def settle(survey: str, units: Sequence[Unit], folder: Path, compression: str = 
     totals: Counter[str] = Counter()
     for unit in units:
         shard, books, quarantine = _paths(folder, unit)
+        _bring_back(unit, survey, folder, compression, seen)
         _drop_repeated(unit, survey, folder, compression, seen)
         with Shard(shard) as opened:
             objects = len(opened.index())
@@ -168,9 +182,18 @@ def settle(survey: str, units: Sequence[Unit], folder: Path, compression: str = 
     return counts
 
 
+def _bring_back(unit: Unit, survey: str, folder: Path, compression: str, seen: set[str]) -> None:
+    """Ingest the unit again if an object that it gave up, for it came earlier too, no longer comes earlier."""
+    _, books, quarantine = _paths(folder, unit)
+    given_up = quarantine.read_text().splitlines()[read_json(books)["quarantined"] :]
+    if any(json.loads(line)["object_id"] not in seen for line in given_up):
+        books.unlink()
+        ingest_unit(unit, survey, folder, compression)
+
+
 def _drop_repeated(unit: Unit, survey: str, folder: Path, compression: str, seen: set[str]) -> None:
     """Move objects already in `seen` from the shard to quarantine; afterwards `seen` holds this shard's too."""
-    shard, _, quarantine = _paths(folder, unit)
+    shard, books, quarantine = _paths(folder, unit)
     with Shard(shard) as opened:
         ids = opened.index().ids.tolist()
         repeated = [i for i in ids if i in seen]
@@ -181,11 +204,10 @@ def _drop_repeated(unit: Unit, survey: str, folder: Path, compression: str, seen
         spectra = list(opened.spectra())
         kept = [s for s in spectra if s[0].object_id not in set(repeated)]
         gone = [Quarantined(paths[source], s.object_id, REPEATED) for s, source, _ in spectra if s.object_id in set(repeated)]
-    # The quarantine file first: a kill in between leaves a row too many, which the balance check below would show,
-    # so lines are added only once.
+    # The quarantine file first. After a kill in between, the books tell that it has the new lines already.
     lines = quarantine.read_text().splitlines()
-    new = [json.dumps(asdict(q)) for q in gone]
-    write_text(quarantine, "".join(line + "\n" for line in [*lines, *(n for n in new if n not in lines)]))
+    if len(lines) + len(kept) < read_json(books)["rows_in"]:
+        write_text(quarantine, "".join(line + "\n" for line in [*lines, *(json.dumps(asdict(q)) for q in gone)]))
     write_shard(shard, kept, paths, survey, unit.inputs, compression)
 
 

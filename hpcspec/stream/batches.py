@@ -119,7 +119,10 @@ def ordered_batches(index: DataIndex, numbers: np.ndarray, patch: int, budget: i
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, prepared ahead by a background thread, at most `depth` at a time; its errors are raised here."""
+    """The same items, prepared ahead by a background thread, at most `depth` at a time; its errors are raised here.
+
+    Closed, it returns once the thread has let go of `items`.
+    """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 
@@ -141,7 +144,8 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
         except BaseException as error:
             put((None, error))
 
-    threading.Thread(target=work, daemon=True, name="prefetch").start()
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -152,3 +156,4 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
             yield item  # type: ignore[misc]
     finally:
         stop.set()
+        thread.join()

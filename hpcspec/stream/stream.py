@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +17,7 @@ from hpcspec.stream.index import DataIndex
 from hpcspec.stream.order import cut_blocks, lane_order
 
 OPEN_SHARDS = 16
+log = logging.getLogger(__name__)
 
 
 class BlockReader:
@@ -22,6 +26,7 @@ class BlockReader:
     def __init__(self, index: DataIndex, comm: Any = None):
         self.index, self.comm = index, comm
         self._shards: OrderedDict[int, Shard] = OrderedDict()
+        self._said = comm is None
 
     def read(self, shard: int, start: int, stop: int) -> list[Pixels]:
         """Objects start … stop-1 (numbers over all shards) of one shard."""
@@ -29,9 +34,17 @@ class BlockReader:
             if len(self._shards) >= OPEN_SHARDS:
                 self._shards.popitem(last=False)[1].close()
             self._shards[shard] = Shard(self.index.shards[shard].path, self.comm)
+            self._say_how(self._shards[shard])
         self._shards.move_to_end(shard)
         first = int(self.index.offsets[shard])
         return self._shards[shard].read(self.index.shards[shard], start - first, stop - first)
+
+    def _say_how(self, shard: Shard) -> None:
+        """Leave a line in the log of how each rank reads, once."""
+        if not self._said:
+            self._said = True
+            how = "MPI-IO" if shard.file.driver == "mpio" else "a plain handle: this h5py has no MPI"
+            log.info("rank %d of %d on %s reads shards through %s", self.comm.rank, self.comm.size, socket.gethostname(), how)
 
     def close(self) -> None:
         """Close all shards."""
@@ -94,6 +107,9 @@ class Stream:
         if len(self.blocks) < lanes:
             raise UserError(f"{len(self.blocks)} blocks of data for {lanes} lanes: lower training.block or training.lanes")
         self.reader = BlockReader(index, comm)
+        chosen = hashlib.sha256(np.packbits(selected).tobytes()).hexdigest()[:16]
+        self.order_of = {"fingerprint": index.fingerprint, "selected": chosen, "seed": seed, "lanes": lanes,
+                         "block": block, "shuffle_blocks": shuffle_blocks}  # fmt: skip
         self.served = {lane: Lane(self, lane) for lane in range(rank, lanes, size)}
 
     def __iter__(self) -> Iterator[tuple[int, int, Pixels]]:
@@ -103,18 +119,18 @@ class Stream:
             yield lane.next()
 
     def state(self) -> dict[str, Any]:
-        """Fingerprint and counters of the lanes this rank serves, as plain JSON."""
-        return {"fingerprint": self.index.fingerprint, "seed": self.seed, "lanes": self.lanes,
+        """What the order depends on, and counters of the lanes this rank serves, as plain JSON."""
+        return {**self.order_of,
                 "positions": {str(k): [x.epoch, x.consumed] for k, x in self.served.items()}}  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state (of all lanes, see `joined_state`).
 
-        Raises UserError if the data, the seed or the lanes have changed.
+        Raises UserError if the data, their selection, the seed, the lanes or the blocks have changed.
         """
-        for name, now in (("fingerprint", self.index.fingerprint), ("seed", self.seed), ("lanes", self.lanes)):
-            if state[name] != now:
-                raise UserError(f"the checkpoint's data stream has {name} {state[name]}, this run {now}: "
+        for name, now in self.order_of.items():
+            if state.get(name) != now:
+                raise UserError(f"the checkpoint's data stream has {name} {state.get(name)}, this run {now}: "
                                 "the data or the configuration changed; start a new run folder")  # fmt: skip
         self.served = {lane: Lane(self, lane, *state["positions"][str(lane)]) for lane in self.served}
 

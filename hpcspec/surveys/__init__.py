@@ -21,6 +21,9 @@ SURVEYS = {name: f"hpcspec.surveys.{name}" for name in ("sdss", "desi", "apogee"
 class Reader(Protocol):
     """What a survey's module offers."""
 
+    LABELS: frozenset[str]
+    """Names in `Spectrum.meta` that can serve as labels where no label table is given."""
+
     def discover(self, folder: Path) -> list[Source]:
         """The pieces of work in `folder`, sorted; each is read alone."""
         ...

@@ -38,6 +38,7 @@ from hpcspec.surveys.base import (
 )
 from hpcspec.surveys.spectrum import Arm, BadSpectrum, Grid, Spectrum, make_arm, table_grid, trimmed
 
+LABELS: frozenset[str] = frozenset()
 BAD_PIXEL = 0b11111111 | 1 << 14  # BADPIX, CRPIX, SATPIX, UNFIXABLE, BADDARK, BADFLAT, BADERR, NOSKY; NOT_ENOUGH_PSF
 NO_DATA_ERROR = 1e10  # the error of a pixel without data
 # Pixels of the common grid, cut in the middle of the two gaps.

@@ -47,7 +47,8 @@ FIBERMAP_META = {
     "objtype": "OBJTYPE", "tileid": "TILEID", "fiber": "FIBER", "petal_loc": "PETAL_LOC",
     "coadd_fiberstatus": "COADD_FIBERSTATUS", "fiberstatus": "FIBERSTATUS",
 }  # fmt: skip
-REDSHIFT_META = {"z": "Z", "zerr": "ZERR", "zwarn": "ZWARN", "spectype": "SPECTYPE", "subtype": "SUBTYPE"}
+LABELS = frozenset({"class", "z"})
+REDSHIFT_META = {"z": "Z", "zerr": "ZERR", "zwarn": "ZWARN", "class": "SPECTYPE", "spectype": "SPECTYPE", "subtype": "SUBTYPE"}
 
 
 @dataclass(frozen=True)

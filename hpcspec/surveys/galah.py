@@ -21,6 +21,7 @@ from astropy.io import fits
 from hpcspec.surveys.base import FAULTS, Quarantined, Source, fits_files, guarded, open_fits, pick, plain, position, reason_of
 from hpcspec.surveys.spectrum import Arm, BadSpectrum, Grid, Spectrum, make_arm
 
+LABELS: frozenset[str] = frozenset()
 FILE_NAME = re.compile(r"^(\d{15})([1-4])\.fit", re.IGNORECASE)
 ARMS = {"1": "B", "2": "G", "3": "R", "4": "I"}
 CAMERAS = {"BL": "B", "GN": "G", "RD": "R", "RR": "I"}  # SPECTID

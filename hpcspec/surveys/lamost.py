@@ -23,6 +23,7 @@ from hpcspec.surveys.base import Quarantined, Source, about, guarded, open_fits,
 from hpcspec.surveys.spectrum import BadSpectrum, Spectrum, log_grid, make_arm
 
 COLUMNS = ("FLUX", "IVAR", "WAVELENGTH", "ANDMASK")
+LABELS = frozenset({"class", "subclass", "z"})
 META = {
     "class": "CLASS", "subclass": "SUBCLASS", "z": "Z", "z_err": "Z_ERR", "desig": "DESIG", "lmjd": "LMJD",
     "planid": "PLANID", "spid": "SPID", "fiberid": "FIBERID", "data_v": "DATA_V",

@@ -45,6 +45,7 @@ BADFLUXFACTOR = 1 << 26  # low flux calibration
 BAD_PIXEL = FULLREJECT | NOSKY | BRIGHTSKY | NODATA | COMBINEREJ | BADFLUXFACTOR
 
 COADD = {"FLUX", "LOGLAM", "IVAR", "AND_MASK"}
+LABELS = frozenset({"class", "subclass", "z"})
 META = {
     "plate": "PLATE", "mjd": "MJD", "fiberid": "FIBERID", "catalogid": "CATALOGID",
     "class": "CLASS", "subclass": "SUBCLASS", "z": "Z", "z_err": "Z_ERR", "zwarning": "ZWARNING",

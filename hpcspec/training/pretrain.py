@@ -18,7 +18,7 @@ import torch
 
 from hpcspec.comm import world
 from hpcspec.config import Config
-from hpcspec.errors import UserError
+from hpcspec.errors import Stopped, UserError
 from hpcspec.model.weights import save_weights
 from hpcspec.stream.batches import Batch, prefetch, training_batches
 from hpcspec.stream.index import open_index
@@ -28,10 +28,6 @@ from hpcspec.training.ranks import Ranks, start
 
 log = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
-
-
-class Stopped(Exception):
-    """Training was asked to stop, and has saved; submitting the same job again goes on."""
 
 
 class Meter:
@@ -91,6 +87,7 @@ def pretrain(config: Config, shards: Sequence[Path], checkpoints: Path, metrics:
         return _loop(config, engine, batches, ranks, step, fixed, checkpoints, metrics, weights)
     finally:
         batches.close()  # type: ignore[attr-defined]
+        stream.reader.close()  # before MPI ends
 
 
 def _loop(config: Config, engine: Any, batches: Iterator[Batch], ranks: Ranks, step: int, fixed: dict[str, Any],

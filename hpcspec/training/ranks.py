@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,8 @@ def start(threads: int) -> Ranks:
     if not gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads)
+    # DeepSpeed calls torch by names that are going out of use, and every call would say so.
+    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+. is deprecated", FutureWarning)
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 

@@ -71,11 +71,11 @@ def publish(parts: list[Path], out: Path, **changed: object) -> MergeReport:
 
 @pytest.fixture(scope="session")
 def release(cut: Cut, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published folder with two quarantined objects; tests must not change it."""
+    """A published folder with three quarantined rows, two of them equal; tests must not change it."""
     folder = tmp_path_factory.mktemp("catalog")
     lines = [{"path": "b.fits", "object_id": "x9", "reason": 'every flux is "NaN", or 0'},
              {"path": "a.fits", "object_id": "", "reason": "empty file"}]  # fmt: skip
     quarantine = folder.with_suffix(".jsonl")
     quarantine.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
-    publish(cut(folder / "parts"), folder, quarantine=quarantine)
+    publish(cut(folder / "parts"), folder, quarantine=quarantine, provenance={**PROVENANCE, "rows_in": ROWS + 3})
     return folder

@@ -67,9 +67,9 @@ def test_embeddings_are_the_input_sorted(release: Path, expected) -> None:
 def test_other_files(release: Path) -> None:
     with open(release / "quarantine.csv", newline="") as file:
         assert list(csv.reader(file)) == [["file", "object_id", "reason"], ["a.fits", "", "empty file"],
-                                          ["b.fits", "x9", 'every flux is "NaN", or 0']]  # fmt: skip
+                                          *2 * [["b.fits", "x9", 'every flux is "NaN", or 0']]]  # fmt: skip
     facts = json.loads((release / "provenance.json").read_text())
-    assert facts == {**PROVENANCE, "survey": "apogee", "rows": ROWS, "quarantined": 2, "classes": ["STAR", "GALAXY", "QSO"],
+    assert facts == {**PROVENANCE, "survey": "apogee", "rows_in": ROWS + 3, "rows": ROWS, "quarantined": 3, "classes": ["STAR", "GALAXY", "QSO"],
                      "parameters": list(PARAMETERS), "embedding_dimension": 8}  # fmt: skip
     page = (release / "qa/index.html").read_text()
     assert page.count('src="data:image/png;base64,') == 3 and not re.findall(r'(?:src|href)="(?!data:)', page)
@@ -90,7 +90,7 @@ def test_same_bytes_however_the_rows_are_cut(cut, tmp_path: Path, small_buffers:
 
 
 def test_buffers_do_not_change_the_rows(cut, tmp_path: Path, small_buffers: None, release: Path) -> None:
-    publish(cut(tmp_path / "parts"), tmp_path, quarantine=release.with_suffix(".jsonl"))
+    publish(cut(tmp_path / "parts"), tmp_path, quarantine=release.with_suffix(".jsonl"), provenance={**PROVENANCE, "rows_in": ROWS + 3})
     name = "hpcspec-apogee.fits"
     assert (tmp_path / name).read_bytes() == (release / name).read_bytes()
     small, large = (pq.read_table(f / "hpcspec-apogee-embeddings.parquet") for f in (tmp_path, release))
@@ -177,6 +177,8 @@ def test_other_refusals(cut, tmp_path: Path) -> None:
         publish(parts, tmp_path, quarantine=tmp_path / "q.jsonl")
     with pytest.raises(UserError, match="can't read the quarantine file"):
         publish(parts, tmp_path, quarantine=tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=f"don't balance: {ROWS + 1} rows in, {ROWS} rows out, 0 quarantined"):
+        publish(parts, tmp_path, provenance={**PROVENANCE, "rows_in": ROWS + 1})
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't write the catalogue"):
         publish(parts, tmp_path / "file")

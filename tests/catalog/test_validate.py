@@ -124,8 +124,10 @@ FAULTS: dict[str, tuple[Plant, set[str], str]] = {
     "hats partition": (_drop_hats_partition, {"hats", "same objects"}, "Npix="),
     "hats rows": (edit("hats/hats.properties", "(hats_nrows=).*", r"\g<1>5"), {"hats"}, "differ"),
     "hats partition unlisted": (edit("hats/partition_info.csv", r"0,3\n", ""), {"hats", "same objects"}, "Npix=3"),
-    "quarantine": (edit("quarantine.csv", "a.fits.*\n", ""), {"quarantine"}, "1 rows, and 2"),
-    "provenance rows": (edit("provenance.json", '"rows": 600', '"rows": 601'), {"fits structure", "embeddings", "hats"}, "601"),
+    "quarantine": (edit("quarantine.csv", "a.fits.*\n", ""), {"quarantine"}, "2 rows, and 3"),
+    "provenance rows": (edit("provenance.json", '"rows": 600', '"rows": 601'),
+                        {"provenance", "fits structure", "embeddings", "hats"}, "601"),
+    "provenance books": (edit("provenance.json", '"rows_in": 603', '"rows_in": 604'), {"provenance"}, "604 rows in, but 600"),
     "provenance model": (edit("provenance.json", '"model_hash": "5f2a",', ""), {"provenance"}, "lacks model_hash"),
     "provenance gone": (lambda f: (f / "provenance.json").unlink(), {"provenance"}, "can't be read"),
 }

@@ -1,0 +1,92 @@
+"""Small spectra, shards and batches with known content, for the tests of everything behind the readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hpcspec.atomic import write_json
+from hpcspec.shards.format import Pixels, Shard, write_shard
+from hpcspec.stream.batches import Batch, collate, hide
+from hpcspec.stream.index import DataIndex, open_index
+from hpcspec.stream.tokens import tokenize
+from hpcspec.surveys.base import FLAM
+from hpcspec.surveys.spectrum import Arm, Grid, Spectrum, make_arm, table_grid
+
+# Every kind of wavelength grid, with a first pixel in the optical.
+GRIDS: dict[str, tuple[Grid, int]] = {
+    "log10": (Grid("log10", 0.0, 1e-4), 35800),
+    "log10 with a phase": (Grid("log10", 3.7e-5, 1e-4), 36200),
+    "linear": (Grid("linear", 3600.0, 0.8), 100),
+    "linear_air": (Grid("linear_air", 4713.0, 0.046), 0),
+    "table": (table_grid(4000 * 1.0002 ** np.arange(3000) + 0.1 * np.sin(np.arange(3000))), 7),
+}
+INPUTS = "0123456789abcdef"
+
+
+def make(grid: str, pixels: int, seed: Sequence[int] = (0,), name: str = "") -> Arm:
+    """An arm of absorption lines on a slope with noise; one pixel in twenty is bad."""
+    rng = np.random.default_rng(list(seed))
+    x = np.arange(pixels)
+    flux = 10 + x / 100 - 4 * np.exp(-(((x % 50) - rng.integers(10, 40)) ** 2) / 8) + rng.normal(0, 0.3, pixels)
+    return make_arm(name or grid, *GRIDS[grid], flux, rng.uniform(5, 15, pixels), rng.random(pixels) < 0.05)
+
+
+def spectrum(number: int = 0, grids: Sequence[str] = ("log10",), pixels: int = 120, **changed: object) -> Spectrum:
+    """An object with one arm for each of `grids`; `number` makes it unlike the others, `changed` replaces its fields."""
+    rng = np.random.default_rng([number, 1])
+    arms = tuple(make(grid, pixels, (number, i), f"{grid}-{i}") for i, grid in enumerate(grids))
+    given = {"object_id": f"object-{number:04d}", "survey": "sdss", "ra": rng.uniform(0, 360), "dec": rng.uniform(-80, 80),
+             "arms": arms, "flux_unit": FLAM, "frame": "observed", "meta": {"plate": 4000 + number}}  # fmt: skip
+    return Spectrum(**{**given, **changed})  # type: ignore[arg-type]
+
+
+def pixels_of(one: Spectrum) -> Pixels:
+    """What a shard would give for this object."""
+    return Pixels(tuple((a.wavelength, a.flux, a.ivar) for a in one.arms))
+
+
+def shard(path: Path, spectra: Iterable[Spectrum], compression: str = "none", survey: str = "sdss") -> Path:
+    """A shard of these objects, the books beside it; they come from two files in turn."""
+    rows = [(s, i % 2, i // 2) for i, s in enumerate(spectra)]
+    write_shard(path, rows, ["a.fits", "b.fits"], survey, INPUTS, compression)
+    books = {"inputs": INPUTS, "sources": 2, "rows_in": len(rows), "objects": len(rows), "quarantined": 0}
+    write_json(path.parent / "books" / f"{path.stem}.json", books)
+    return path
+
+
+def dataset(folder: Path, counts: Sequence[int], pixels: int = 40, **changed: object) -> DataIndex:
+    """Shards of so many objects each, numbered through, all different."""
+    first = np.cumsum([0, *counts])
+    return open_index([shard(folder / f"sdss-{i:05d}.h5", [spectrum(int(first[i]) + n, pixels=pixels, **changed) for n in range(count)])
+                       for i, count in enumerate(counts)])  # fmt: skip
+
+
+def stored(path: Path) -> list[tuple[Spectrum, int, int]]:
+    """Everything in a shard."""
+    with Shard(path) as opened:
+        return list(opened.spectra())
+
+
+def batch(objects: Sequence[Pixels], patch: int, mask: float = 0.0) -> Batch:
+    """All these objects in one batch, numbered in the given order, a share `mask` of their tokens hidden."""
+    tokens = [tokenize(p, patch) for p in objects]
+    hidden = [hide(len(t.values), mask, (i,)) for i, t in enumerate(tokens)] if mask else None
+    return collate(range(len(tokens)), tokens, hidden)
+
+
+def unlike(a: Spectrum, b: Spectrum) -> list[str]:
+    """The fields in which two spectra differ, to the last bit."""
+    fields = ("object_id", "survey", "ra", "dec", "flux_unit", "frame", "meta")
+    names = [f for f in fields if getattr(a, f) != getattr(b, f)]
+    if len(a.arms) != len(b.arms):
+        return [*names, "arms"]
+    for x, y in zip(a.arms, b.arms, strict=True):
+        names += [f"{x.name}.{f}" for f in ("name", "grid", "first") if getattr(x, f) != getattr(y, f)]
+        for f in ("flux", "ivar", "wavelength"):
+            u, v = getattr(x, f), getattr(y, f)
+            if u.dtype != v.dtype or u.tobytes() != v.tobytes():
+                names.append(f"{x.name}.{f}")
+    return names

@@ -1,0 +1,254 @@
+"""What goes wrong: bad objects are put aside and counted, mistakes end in one line that says what to do and exit code 2."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from hpcspec.shards.ingest import REPEATED, ingest, quarantined_rows
+from hpcspec.simulate import simulate
+
+from .tiny import Outcome, Submit, Tiny, cli, label_ids
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*did not parse as fits unit")
+GOOD = 6
+
+
+def refused(outcome: Outcome, said: str) -> None:
+    """One line on stderr, exit code 2, no traceback anywhere."""
+    code, out, err = outcome
+    assert code == 2, f"exit code {code}\n{out}\n{err}"
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+    assert "Traceback" not in out + err and "Error:" not in err, out + err
+    assert re.search(said, err), err
+
+
+def edited(source: Path, target: Path, change: Callable[[fits.HDUList], object]) -> None:
+    """A copy of a FITS file with a change."""
+    with fits.open(source, memmap=False) as hdus:
+        change(hdus)
+        hdus.writeto(target)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder with GOOD sound APOGEE files and every kind of bad one, and what must be said about each."""
+    made = tmp_path_factory.mktemp("made")
+    simulate(made, {"apogee": GOOD + 10, "sdss": 1}, 5)
+    folder = made / "bad"
+    folder.mkdir()
+    sound = sorted((made / "apogee").glob("*.fits"))
+    for path in sound[:GOOD]:
+        shutil.copy(path, folder)
+    rest = iter(sound[GOOD:])
+    target = next(rest)
+    (folder / "truncated.fits").write_bytes(target.read_bytes()[: target.stat().st_size // 2])
+    (folder / "empty.fits").write_bytes(b"")
+    (folder / "text.fits").write_text("these are not the spectra you are looking for\n")
+    (folder / "zz-duplicate.fits").write_bytes(sound[0].read_bytes())
+    shutil.copy(next((made / "sdss").glob("spec-*.fits")), folder / "other-survey.fits")
+    edited(next(rest), folder / "missing-hdu.fits", lambda h: h.pop(3))
+    edited(next(rest), folder / "missing-keyword.fits", lambda h: h[0].header.remove("RA"))
+    edited(next(rest), folder / "wrong-length.fits", lambda h: setattr(h[2], "data", h[2].data[:-5]))
+    edited(next(rest), folder / "nan-flux.fits", lambda h: h[1].data.fill(np.nan))
+    edited(next(rest), folder / "zero-ivar.fits", lambda h: h[2].data.fill(1e10))
+    return folder, {
+        "truncated": "unreadable FITS file", "empty": "empty file", "text": "unreadable FITS file", "zz-duplicate": REPEATED,
+        "other-survey": "not an APOGEE spectrum", "missing-hdu": "not an APOGEE spectrum: HDUs 1 to 3",
+        "missing-keyword": "no position: looked for RA/DEC", "wrong-length": "differ in length", "nan-flux": "no valid pixel",
+        "zero-ivar": "no valid pixel",
+    }  # fmt: skip
+
+
+def test_bad_objects_are_put_aside_and_counted(tiny: Tiny, bad: tuple[Path, dict[str, str]], submit: Submit, tmp_path: Path) -> None:
+    folder, said = bad
+    run, out = tiny.copy(tmp_path / "run"), tmp_path / "out"
+    code, shown, err = submit("catalog", "--run", run, "--survey", "apogee", "--input", folder, "--output", out, "--executor", "debug")
+    assert (code, err) == (0, "")
+    assert f"{GOOD + len(said)} rows in = {GOOD} objects + {len(said)} quarantined" in shown
+    assert f"{GOOD} rows, {len(said)} quarantined" in shown.splitlines()[-1]
+    with open(out / "quarantine.csv", newline="") as file:
+        rows = {Path(row["file"]).stem: row for row in csv.DictReader(file)}
+    assert set(rows) == set(said)
+    for name, reason in said.items():
+        assert rows[name]["reason"].startswith(reason) or reason in rows[name]["reason"], rows[name]
+        assert rows[name]["file"] == str(folder / f"{name}.fits") and "\n" not in rows[name]["reason"]
+    ids = set(Table.read(out / "hpcspec-apogee.fits", character_as_bytes=False)["object_id"])
+    assert len(ids) == GOOD and rows["zz-duplicate"]["object_id"] in ids
+    labels = set(label_ids(folder.parent / "apogee"))
+    assert ids < labels and {rows[n]["object_id"] for n in ("missing-keyword", "wrong-length", "nan-flux", "zero-ivar")} < labels - ids
+    facts = json.loads((out / "provenance.json").read_text())
+    assert (facts["rows_in"], facts["rows"], facts["quarantined"]) == (GOOD + len(said), GOOD, len(said))
+    assert submit("validate", out)[0] == 0
+
+
+def test_the_pipeline_counts_what_it_put_aside(tiny: Tiny) -> None:
+    """The files of the tiny run hold two bad ones."""
+    facts = json.loads((tiny.run / "catalog/apogee/provenance.json").read_text())
+    assert (facts["rows_in"], facts["rows"], facts["quarantined"]) == (42, 40, 2)
+    assert "42 rows in = 40 objects + 2 quarantined" in tiny.output
+    assert re.search(r"ingest-apogee .*quarantined 2", tiny.output) and re.search(r"merge-apogee .*quarantined 2", tiny.output)
+
+
+def test_the_same_object_many_times_in_and_across_shards(tmp_path: Path) -> None:
+    """Equal quarantined rows are kept, each of them, however often ingest runs."""
+    simulate(tmp_path, {"desi": 5}, 3)
+    source = tmp_path / "desi"
+    (source / "redrock-sim-0.fits").unlink()
+
+    def repeat(hdus: fits.HDUList) -> None:
+        hdus["FIBERMAP"].data["TARGETID"][2:5] = hdus["FIBERMAP"].data["TARGETID"][0]
+        hdus["FIBERMAP"].data["TARGETID"][1] += 1000
+
+    edited(source / "coadd-sim-0.fits", source / "coadd-sim-1.fits", repeat)
+    for _ in range(2):
+        counts = ingest("desi", source, tmp_path / "shards", 0.01)
+        assert (counts.sources, counts.rows_in, counts.objects, counts.quarantined) == (2, 10, 6, 4)
+    rows = Counter(tuple(row.values()) for row in quarantined_rows(tmp_path / "shards"))
+    assert list(rows.values()) == [4] and all(row[2] == REPEATED for row in rows)
+
+
+def desi_only(tiny: Tiny, folder: Path, labels: str | None = None) -> Path:
+    """A pipeline configuration of one survey, with its own label table."""
+    if labels is not None:
+        (folder / "labels.csv").write_text(labels)
+    path = folder / "one.yaml"
+    table = folder / "labels.csv" if labels is not None else tiny.inputs / "desi/labels.csv"
+    text = tiny.config.read_text().splitlines()
+    line = next(t for t in text if t.startswith("  desi:")).replace(str(tiny.inputs / "desi/labels.csv"), str(table))
+    path.write_text("\n".join(t for t in text if not t.startswith(("  desi:", "  apogee:"))).replace("surveys:", f"surveys:\n{line}"))
+    return path
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "missing folder": (["pipeline", "--config", "CONFIG", "--set", "surveys.desi.input=/no/such"], "folder /no/such of desi does not exist"),
+    "missing folder catalog": (["catalog", "--run", "RUN", "--survey", "desi", "--input", "/no/such"], "/no/such does not exist.*--input"),
+    "unknown key": (["plan", "--config", "CONFIG", "--set", "training.stesp=3"], "training.stesp: unknown key, did you mean 'steps'"),
+    "unknown section": (["plan", "--config", "CONFIG", "--set", "trainin.steps=3"], "trainin: unknown key, did you mean 'training'"),
+    "unknown survey": (["catalog", "--run", "RUN", "--survey", "lamots"], "lamots.*lamost"),
+    "unknown survey in config": (["plan", "--config", "CONFIG", "--set", "surveys.gaia={input: /tmp}"], "gaia.*known"),
+    "missing labels": (["pipeline", "--config", "ONE", "--labels", "none.csv"], "label table none.csv does not exist"),
+    "missing labels in config": (["plan", "--config", "CONFIG", "--set", "surveys.desi.labels.path=no.csv"], "label table no.csv.*--labels"),
+    "output below a file": (["catalog", "--run", "RUN", "--survey", "desi", "--output", "FILE/out"], "can't write to .*--output"),
+    "output is a file": (["catalog", "--run", "RUN", "--survey", "desi", "--output", "FILE"], "can't write to .*--output"),
+    "output in proc": (["catalog", "--run", "RUN", "--survey", "desi", "--output", "/proc/x"], "can't write to /proc/x.*--output"),
+    "run below a file": (["pipeline", "--config", "CONFIG", "--run", "FILE/run"], "can't write .*FILE/run|can't write .*/file/run"),
+    "run in proc": (["pipeline", "--config", "CONFIG", "--run", "/proc/run"], "can't write /proc/run"),
+    "not a run": (["catalog", "--run", ".", "--survey", "desi"], "is not a run folder"),
+    "status of no run": (["status", "."], "is not a run folder"),
+    "pipeline of no run": (["pipeline", "--run", "nowhere"], "nowhere is not a run folder"),
+    "neither": (["pipeline"], "give --config.*--run"),
+    "no trained run": (["catalog", "--survey", "apogee"], "no trained run in runs.*--run"),
+    "untrained run": (["catalog", "--run", "UNTRAINED", "--survey", "desi"], "is not trained: run pretrain"),
+    "no equals": (["plan", "--config", "CONFIG", "--set", "nonsense"], "--set 'nonsense': write it as a.b=value"),
+    "no key": (["plan", "--config", "CONFIG", "--set", "=3"], "write it as a.b=value"),
+    "not YAML": (["plan", "--config", "CONFIG", "--set", "training.steps=[1"], "--set 'training.steps=\\[1'"),
+    "wrong type": (["plan", "--config", "CONFIG", "--set", "training.steps=many"], "training.steps: .*integer.*'many'"),
+    "out of range": (["plan", "--config", "CONFIG", "--set", "training.steps=-1"], "training.steps: .*greater"),
+    "too deep": (["plan", "--config", "CONFIG", "--set", "training.steps.more=1"], "training.steps"),
+    "section as number": (["plan", "--config", "CONFIG", "--set", "training=5"], "training: "),
+    "survey as number": (["plan", "--config", "CONFIG", "--set", "surveys.desi=5"], "surveys.desi: "),
+    "surveys as number": (["plan", "--config", "CONFIG", "--set", "surveys=5"], "surveys: "),
+    "list of numbers": (["plan", "--config", "CONFIG", "--set", "surveys=[5]"], "5"),
+    "base as number": (["plan", "--config", "CONFIG", "--set", "model={base: 5}"], "5"),
+    "unknown model": (["plan", "--config", "CONFIG", "--set", "model=huge"], "'huge'.*nano"),
+    "input for several": (["plan", "--config", "CONFIG", "--input", "."], "pipeline of one survey; this one has desi, apogee"),
+    "no files": (["catalog", "--run", "RUN", "--survey", "desi", "--input", "EMPTY", "--output", "out"], "holds no FITS files.*--input"),
+    "config missing": (["plan", "--config", "no.yaml"], "can't read configuration no.yaml"),
+    "config is a folder": (["plan", "--config", "."], "can't read configuration"),
+    "config is text": (["plan", "--config", "TEXT"], "top level must be keys and values"),
+    "config is binary": (["plan", "--config", "WEIGHTS"], "safetensors"),
+    "unknown site": (["pipeline", "--config", "CONFIG", "--site", "moon", "--dry-run"], "'moon'.*default"),
+    "bad run config": (["status", "BROKEN"], "config.yaml"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spoiled(tiny: Tiny) -> Path:
+    """A copy of the run in which nothing is done any more, and things beside it that are not what they should be."""
+    folder = tiny.cwd / "spoiled"
+    run = tiny.copy(folder / "run")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("just text\n")
+    (folder / "untrained").mkdir()
+    shutil.copy(run / "config.yaml", folder / "untrained")
+    (folder / "broken").mkdir()
+    (folder / "broken/config.yaml").write_text("surveys: {desi: {inputs: here}}\n")
+    desi_only(tiny, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(tiny: Tiny, spoiled: Path, submit: Submit, name: str) -> None:
+    arguments, said = MISTAKES[name]
+    places = {"CONFIG": tiny.config, "RUN": spoiled / "run", "ONE": spoiled / "one.yaml", "FILE": spoiled / "file", "EMPTY": spoiled / "empty",
+              "UNTRAINED": spoiled / "untrained", "TEXT": spoiled / "file", "WEIGHTS": spoiled / "run/model/weights.safetensors",
+              "BROKEN": spoiled / "broken"}  # fmt: skip
+    executor = ["--executor", "debug"] if arguments[0] in ("pipeline", "catalog") else []
+    given = [re.sub("^[A-Z]{3,}", lambda m: str(places[m[0]]), a) for a in arguments]
+    refused(submit(*given, *executor), said)
+
+
+def test_no_slurm(tiny: Tiny, submit: Submit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused(submit("pipeline", "--config", tiny.config, "--executor", "slurm"), "no sbatch here: use --executor local")
+    monkeypatch.setenv("HPCSPEC_EXECUTOR", "cloud")
+    refused(submit("pipeline", "--config", tiny.config), "HPCSPEC_EXECUTOR is 'cloud'.*slurm, local or debug")
+
+
+@pytest.mark.parametrize("executor", ["debug", "local"])
+def test_only_bad_files(bad: tuple[Path, dict[str, str]], tiny: Tiny, submit: Submit, tmp_path: Path, executor: str) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("empty", "text"):
+        shutil.copy(bad[0] / f"{name}.fits", tmp_path / "in")
+    run = tiny.copy(tmp_path / "run")
+    for _ in range(2):
+        outcome = submit("catalog", "--run", run, "--survey", "apogee", "--input", "in", "--output", "out", "--executor", executor)
+        refused(outcome, "no usable apogee spectrum among 2 files: 2 objects quarantined, the first because: empty file")
+
+
+LABELS = {
+    "no identifier": ("object_id,class,teff,z\n1,STAR,5000,0\n", "no object has a label: no identifier in .*labels.csv.*labels.key"),
+    "no column": ("object_id,class,z\nID,STAR,0\n", "labels.csv has no column 'teff': it has object_id, class, z"),
+    "no key": ("name,class,teff,z\nID,STAR,5000,0\n", "labels.csv has no column 'object_id' \\(labels.key\\)"),
+    "not numbers": ("object_id,class,teff,z\nID,STAR,hot,0\n", "labels.csv, column 'teff': .*hot"),
+    "empty table": ("", "labels.csv"),
+    "ragged": ("object_id,class,teff,z\nID,STAR\n", "can't read label table"),
+    "too few": ("object_id,class,teff,z\nID,STAR,5000,0\n", "1 labelled objects are too few"),
+}
+
+
+@pytest.mark.parametrize(("name", "executor"), [*((n, "debug") for n in LABELS), ("no identifier", "local")])
+def test_labels_that_do_not_fit(tiny: Tiny, submit: Submit, tmp_path: Path, name: str, executor: str) -> None:
+    """Found out only when the heads are to be trained."""
+    table, said = LABELS[name]
+    run = tiny.copy(tmp_path / "run")
+    (tmp_path / "labels.csv").write_text(table.replace("ID", label_ids(tiny.inputs / "desi")[0]))
+    command = ["adapt", "--run", run, "--set", f"surveys.desi.labels.path={tmp_path / 'labels.csv'}", "--executor", executor]
+    both = [*command, "--set", f"surveys.apogee.labels.path={tmp_path / 'labels.csv'}", "--set", "surveys.apogee.labels.object_class=class"]
+    refused(submit(*both), said)
+
+
+@pytest.mark.parametrize("executor", ["debug", "local"])
+@pytest.mark.parametrize("file", ["model/weights.safetensors", "adapt/weights.safetensors"])
+def test_corrupted_weights(tiny: Tiny, bad: tuple[Path, dict[str, str]], submit: Submit, tmp_path: Path, file: str, executor: str) -> None:
+    if (executor, file) == ("local", "adapt/weights.safetensors"):
+        pytest.skip("one of the two is enough in a job of its own")
+    run = tiny.copy(tmp_path / "run")
+    (run / file).write_bytes((run / file).read_bytes()[:1000])
+    command = ["catalog", "--run", run, "--survey", "apogee", "--input", bad[0], "--output", "out", "--executor", executor]
+    if executor == "local":
+        done = cli(*command, cwd=tmp_path, check=None)
+        refused((done.returncode, done.stdout, done.stderr), f"can't read weights .*{file}.*")
+    else:
+        refused(submit(*command), f"can't read weights .*{file}.*")

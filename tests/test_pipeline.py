@@ -1,0 +1,213 @@
+"""The whole suite, small, through the command line: survey files to the published catalogue and everything around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from astropy.table import Table
+
+from hpcspec.catalog.schema import Flag, columns
+from hpcspec.simulate import simulate
+
+from .tiny import COUNTS, Submit, Tiny, cli, label_ids, stamps
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*did not parse as fits unit")
+FILES = {"{}.fits", "{}-embeddings.parquet", "hats/hats.properties", "datamodel.html", "qa/index.html", "provenance.json", "quarantine.csv",
+         "SHA256SUMS"}  # fmt: skip
+
+
+def catalogue(folder: Path, survey: str) -> Table:
+    """The published table."""
+    return Table.read(folder / f"hpcspec-{survey}.fits", character_as_bytes=False)
+
+
+@pytest.mark.parametrize("survey", COUNTS)
+def test_published_files(tiny: Tiny, survey: str) -> None:
+    folder = tiny.run / "catalog" / survey
+    assert {f.format(f"hpcspec-{survey}") for f in FILES} <= set(stamps(folder))
+    done = cli("validate", folder, cwd=tiny.cwd)
+    assert "FAIL" not in done.stdout and ", 0 failed" in done.stdout
+    table = catalogue(folder, survey)
+    assert sorted(table["object_id"]) == label_ids(tiny.inputs / survey) and len(table) == COUNTS[survey]
+    assert set(table["survey"]) == {survey} and np.isfinite(table["anomaly"]).all()
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert {"STAR", "GALAXY"} <= set(facts["classes"]) and facts["parameters"] == ["teff", "z"]
+    assert table.colnames == [c.name for c in columns(facts["classes"], ("teff", "z"))]
+    assert facts["rows_in"] == facts["rows"] + facts["quarantined"] and facts["rows"] == COUNTS[survey]
+    assert {"model_hash", "data_fingerprint", "config_hash", "seed", "versions", "accuracy_on_held_out_objects"} <= set(facts)
+
+
+def test_summary(tiny: Tiny) -> None:
+    shown = " ".join(tiny.output.split())
+    for text in ("Accuracy on held-out objects", "hpcspec", "pca-xgboost", "teff", "seconds", "ingest-desi", "pretrain",
+                 "adapt", "merge-apogee", "hpcspec-desi.fits", "SHA256SUMS", "this command took"):  # fmt: skip
+        assert text in shown, text
+    assert "hpcspec-apogee-embeddings.parquet" in (tiny.run / "summary.txt").read_text()
+    report = json.loads((tiny.run / "adapt/task.json").read_text())["report"]
+    line = report["parameters"]["all"]["teff"]
+    assert line["mad"] > 0 and line["baseline"]["mad"] > 0 and line["n"] >= 5
+    assert report["objects"]["held_out"] + report["objects"]["train"] + report["objects"]["calibration"] == sum(COUNTS.values())
+
+
+def test_run_folder(tiny: Tiny) -> None:
+    config = yaml.safe_load((tiny.run / "config.yaml").read_text())
+    assert config["training"]["zero"]["stage"] == 2 and config["training"]["ranks"] == 2 and config["catalog"]["low_sn"] == 5
+    assert {"hpcspec", "python", "torch", "deepspeed"} <= set(json.loads((tiny.run / "version.json").read_text()))
+    lines = [json.loads(line) for line in (tiny.run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    for key in ("loss", "spectra_s", "tokens_s", "memory_mib"):
+        assert all(np.isfinite(line[key]) and line[key] != 0 for line in lines), key
+    assert all(0 <= line["data_wait"] <= 1 for line in lines)
+    stages = {"ingest-desi", "ingest-apogee", "pretrain", "adapt", "merge-desi", "merge-apogee"}
+    assert {p.stem for p in (tiny.run / "state").glob("*.json")} == stages and not list((tiny.run / "state").glob("*.error"))
+    logs = {p.stem for p in (tiny.run / "logs").glob("*.log")}
+    assert logs == {s for s in stages} | {f"catalog-{s}-{t}" for s in COUNTS for t in (0, 1)}
+    assert "2 ranks on" in (tiny.run / "logs/pretrain.log").read_text() and list((tiny.run / "checkpoints").glob("*/complete.json"))
+    status = cli("status", cwd=tiny.cwd).stdout
+    assert status.count("done") >= len(stages) and "to do" not in status
+
+
+def test_a_second_run_finds_everything_done(tiny: Tiny) -> None:
+    before, began = stamps(tiny.run), time.monotonic()
+    done = cli("pipeline", "--config", tiny.config, "--executor", "local", cwd=tiny.cwd)
+    assert time.monotonic() - began < 15 and "everything is done already" in done.stdout and "── " not in done.stdout
+    changed = {name for name, stamp in stamps(tiny.run).items() if before.get(name) != stamp}
+    assert changed <= {"config.yaml", "version.json", "summary.txt"}  # written again, with the same content
+    assert "everything is done" in cli("plan", "--run", "runs/tiny", cwd=tiny.cwd).stdout
+    assert "everything is done" in cli("plan", "--run", "runs/tiny", "--set", "catalog.tasks=3", cwd=tiny.cwd).stdout
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["pipeline", "--dry-run"]])
+def test_plan_and_dry_run_write_nothing(tiny: Tiny, tmp_path: Path, verb: list[str]) -> None:
+    done = cli(*verb, "--config", tiny.config, cwd=tmp_path)
+    order = ["ingest-desi", "ingest-apogee", "pretrain", "adapt", "catalog-desi", "merge-desi", "catalog-apogee", "merge-apogee"]
+    places = [done.stdout.find(name) for name in order]
+    assert -1 not in places and places == sorted(places) and stamps(tmp_path) == {}
+    if verb[0] == "pipeline":
+        assert done.stdout.count("#!/bin/bash") == len(order) and "#SBATCH --array=0-1%" in done.stdout
+    before = stamps(tiny.cwd)
+    done = cli(*verb, "--run", "runs/tiny", "--set", "adapt.lr=0.002", cwd=tiny.cwd)
+    assert "adapt" in done.stdout and "merge-desi" in done.stdout and "pretrain" not in done.stdout.replace("slurm/pretrain", "")
+    assert stamps(tiny.cwd) == before
+
+
+def test_a_changed_key_redoes_what_depends_on_it(tiny: Tiny, tmp_path: Path) -> None:
+    run = tiny.copy(tmp_path / "run")
+    before = stamps(run)
+    done = cli("catalog", "--run", run, "--survey", "desi", "--set", "catalog.low_sn=1e6", "--executor", "debug", cwd=tmp_path)
+    assert "── catalog-desi" in done.stdout and "── merge-desi" in done.stdout
+    assert not any(f"── {s}" in done.stdout for s in ("ingest", "pretrain", "adapt", "catalog-apogee"))
+    assert (catalogue(run / "catalog/desi", "desi")["flags"] & Flag.LOW_SN != 0).all()
+    assert not (catalogue(tiny.run / "catalog/desi", "desi")["flags"] & Flag.LOW_SN != 0).all()
+    same = ("shards/", "model/", "adapt/", "checkpoints/", "catalog/apogee/", "state/ingest", "state/pretrain", "state/adapt", "metrics")
+    after = stamps(run)
+    assert all(after[name] == stamp for name, stamp in before.items() if name.startswith(same))
+    again = cli("plan", "--run", run, cwd=tmp_path).stdout
+    assert "catalog-apogee" in again and "desi" not in again
+
+
+@pytest.fixture(scope="module")
+def other(tiny: Tiny) -> Path:
+    """Survey files that the run was not trained on, in a folder whose name needs quoting."""
+    folder = tiny.cwd / "other people's \"files\" $HOME"
+    simulate(folder, {"desi": 7, "apogee": 9, "sdss": 5}, 2)
+    return folder
+
+
+def test_catalogue_of_files_that_were_not_in_training(tiny: Tiny, other: Path, tmp_path: Path) -> None:
+    """With spaces and quotes in all paths."""
+    survey = "apogee"
+    run, out = tiny.copy(tmp_path / "a run's \"folder\" $HOME"), tmp_path / "out put's"
+    command = ["catalog", "--run", run, "--survey", survey, "--input", other / survey, "--output", out, "--executor", "local"]
+    before = stamps(run / "catalog")
+    done = cli(*command, cwd=tmp_path)
+    table = catalogue(out, survey)
+    assert sorted(table["object_id"]) == label_ids(other / survey) and set(table["survey"]) == {survey}
+    assert f"{len(table)} rows, 0 quarantined: {out / f'hpcspec-{survey}.fits'}" in done.stdout
+    published = {k: v for k, v in stamps(out).items() if not k.startswith("work/")}
+    began = time.monotonic()
+    assert "everything is done already" in cli(*command, cwd=tmp_path).stdout and time.monotonic() - began < 15
+    assert {k: v for k, v in stamps(out).items() if not k.startswith("work/")} == published
+    cli("validate", out, cwd=tmp_path)
+    assert stamps(run / "catalog") == before and "everything is done" in cli("plan", "--run", run, cwd=tmp_path).stdout
+
+
+def test_single_file_without_output(tiny: Tiny, other: Path, submit: Submit, tmp_path: Path) -> None:
+    """One object of a survey that the run has never seen: its catalogue goes into the run folder."""
+    run, (path, *_) = tiny.copy(tmp_path / "runs/one"), sorted((other / "sdss").glob("spec-*.fits"))
+    (tmp_path / "in").mkdir()
+    shutil.copy(path, tmp_path / "in")
+    command = ["catalog", "--run", "runs/one", "--survey", "sdss", "--input", "in", "--executor", "debug"]
+    code, shown, said = submit(*command)
+    published = Path(shown.strip().splitlines()[-1].split(" quarantined: ")[1])
+    assert (code, said) == (0, "") and published.is_relative_to(run / "catalog")
+    (found,) = Table.read(published, character_as_bytes=False)["object_id"]
+    assert found in label_ids(other / "sdss") and "everything is done already" in submit(*command)[1]
+
+
+def test_other_files_of_the_same_survey_take_nothing_from_the_run(tiny: Tiny, other: Path, submit: Submit, tmp_path: Path) -> None:
+    run = tiny.copy(tmp_path / "run")
+    before = stamps(run / "catalog/desi")
+    command = ["catalog", "--run", run, "--survey", "desi", "--input", other / "desi", "--executor", "debug"]
+    assert submit(*command)[0] == 0 and "everything is done already" in submit(*command)[1]
+    assert stamps(run / "catalog/desi") == before and "everything is done" in submit("plan", "--run", run)[1]
+
+
+def test_bare_catalog_takes_the_newest_trained_run(
+    tiny: Tiny, submit: Submit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old, new = tiny.copy(tmp_path / "runs/a-newer"), tiny.copy(tmp_path / "runs/b-older")
+    os.utime(new / "model/weights.safetensors", (1, 1))
+    (tmp_path / "runs/untrained").mkdir()
+    (old / "catalog/apogee/hpcspec-apogee.fits").unlink()
+    monkeypatch.setenv("HPCSPEC_EXECUTOR", "debug")
+    code, shown, _ = submit("catalog", "--survey", "apogee")
+    assert code == 0 and "taking the newest trained run: runs/a-newer" in shown and str(tiny.inputs / "apogee") in shown
+    assert "── merge-apogee" in shown and len(catalogue(old / "catalog/apogee", "apogee")) == COUNTS["apogee"]
+    monkeypatch.delenv("HPCSPEC_DATA", raising=False)
+    code, _, said = submit("catalog", "--survey", "sdss")
+    assert code == 2 and "not trained on sdss" in said and "--input" in said
+
+
+def processes_naming(text: str) -> list[int]:
+    """The processes whose command line or environment names a path."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (entry / "cmdline").read_bytes() and "State:\tZ" not in (entry / "status").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc here to see processes in")
+def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    run = tiny.copy(tmp_path / "run")
+    shutil.rmtree(run / "state/parts/desi")
+    (run / "state/merge-desi.json").unlink()
+    command = ["catalog", "--run", str(run), "--survey", "desi", "--executor", "local"]
+    process = subprocess.Popen([sys.executable, "-m", "hpcspec.submit", *command], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    jobs = str(run / "logs/jobs/catalog-desi")
+    until = time.monotonic() + 60
+    while len(processes_naming(jobs)) < 2 and time.monotonic() < until:  # a controller and its task
+        time.sleep(0.02)
+    assert processes_naming(jobs)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr == "interrupted: run the same command again to go on\n"
+    assert processes_naming(jobs) == []
+    cli(*command, cwd=tmp_path)
+    cli("validate", run / "catalog/desi", cwd=tmp_path)

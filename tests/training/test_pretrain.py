@@ -1,0 +1,177 @@
+"""Pretraining on two ranks of this machine: every ZeRO stage learns the same, and nothing is lost or learnt twice by a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from hpcspec.training.engine import complete_checkpoints
+from tests.making import dataset
+
+STEPS = 6
+MODEL = {"patch": 8, "width": 32, "layers": 1, "decoder_layers": 1, "heads": 2, "frequencies": 8}
+TRAINING = {"steps": STEPS, "warmup": 2, "lr": 5e-3, "tokens_per_batch": 64, "lanes": 4, "block": 4, "shuffle_blocks": 2,
+            "save_every": 2, "log_every": 1}  # fmt: skip
+KEYS = {"step", "lr", "loss", "spectra_s", "tokens_s", "data_wait", "memory_mib", "seconds", "nonfinite"}
+OFFLOAD = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
+
+
+def case(name: str, stage: int | dict[str, Any] = 2, model: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
+    zero = stage if isinstance(stage, dict) else {"stage": stage}
+    sections = {"model": MODEL | (model or {}), "training": TRAINING | {"zero": zero} | training}
+    return {"name": name, "config": {"name": name, "surveys": {"sdss": {}}, **sections}}
+
+
+CASES = [
+    *(case(f"zero{stage}", stage) for stage in range(4)),
+    case("bf16", 2, precision="bf16"),
+    case("offload", OFFLOAD),
+    case("accumulated", 2, accumulation=2),
+    case("poisoned2", 2) | {"poison": 2},
+    case("poisoned3", 3, accumulation=2) | {"poison": 3},
+    case("hopeless", 2, max_nonfinite=0) | {"poison": 0},
+    case("wider", 2, {"width": 64}) | {"checkpoints": "zero2"},
+    case("restaged", 3) | {"checkpoints": "zero2"},
+    case("reseeded", 2) | {"checkpoints": "zero2"},
+]
+CASES[-1]["config"]["seed"] = 2
+
+
+def launch(folder: Path, cases: list[dict[str, Any]]) -> list[subprocess.Popen[str]]:
+    """Two ranks that go through the cases, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    outer = ("SLURM", "PMI", "OMPI_", "SUBMITIT")
+    base = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "tests.training.worker", str(folder), str(folder / "cases.json")]
+    return [
+        subprocess.Popen(command, cwd=Path(__file__).parents[2], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+def finish(ranks: list[subprocess.Popen[str]]) -> str:
+    said = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    return said[0]
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in metrics(folder)]
+
+
+def error(folder: Path) -> str:
+    return (folder / "error.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the shards and all cases done, one of them killed on the way; and of some, what a kill would have left."""
+    folder = tmp_path_factory.mktemp("training")
+    dataset(folder / "shards", [24, 24, 16])
+    killed = case("killed", 3)
+    ranks = launch(folder, [*CASES, killed])
+    deadline = time.monotonic() + 200
+    while not complete_checkpoints(folder / "killed" / "checkpoints"):
+        assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks)
+        time.sleep(0.005)
+    for rank in ranks:
+        rank.kill()
+    said = ranks[0].communicate()[0]
+    assert [rank.wait() for rank in ranks] == [-9, -9], "it ended before it could be killed"
+    for stage in range(3):
+        shutil.copytree(folder / f"zero{stage}", folder / f"resumed{stage}")
+        shutil.rmtree(folder / f"resumed{stage}" / "checkpoints" / f"step{STEPS:08d}")
+    said += finish(launch(folder, [killed, *(case(f"resumed{stage}", stage) for stage in range(3))]))
+    (folder / "log.txt").write_text(said)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "offload"])
+def test_every_zero_stage_learns_the_same(trained: Path, name: str) -> None:
+    assert len(losses(trained / "zero0")) == STEPS
+    np.testing.assert_allclose(losses(trained / name), losses(trained / "zero0"), atol=1e-4)
+    weights, reference = (load_file(trained / n / "weights.safetensors") for n in (name, "zero0"))
+    assert weights.keys() == reference.keys()
+    for key in reference:
+        np.testing.assert_allclose(weights[key], reference[key], atol=1e-3, err_msg=key)
+
+
+def test_it_learns(trained: Path) -> None:
+    first, *_, last = losses(trained / "zero0")
+    assert last < first - 0.5
+
+
+def test_bfloat16_and_accumulation_learn_about_the_same(trained: Path) -> None:
+    np.testing.assert_allclose(losses(trained / "bf16"), losses(trained / "zero2"), atol=0.02)
+    accumulated = metrics(trained / "accumulated")
+    assert accumulated[0]["loss"] == pytest.approx(losses(trained / "zero2")[0], rel=0.1)
+    assert accumulated[-1]["loss"] < accumulated[0]["loss"] - 0.5
+
+
+def test_metrics_say_what_a_person_asks(trained: Path) -> None:
+    for line in metrics(trained / "zero2"):
+        assert set(line) >= KEYS
+        assert line["spectra_s"] > 0 and line["tokens_s"] > line["spectra_s"] and line["memory_mib"] > 0
+        assert 0 <= line["data_wait"] <= 1
+    assert [line["step"] for line in metrics(trained / "zero2")] == list(range(1, STEPS + 1))
+
+
+def test_only_the_newest_checkpoints_are_kept(trained: Path) -> None:
+    names = [p.name for p in complete_checkpoints(trained / "zero2" / "checkpoints")]
+    assert names == ["step00000004", "step00000006"]
+    assert sorted(p.name for p in (trained / "zero2" / "checkpoints").glob("step*")) == names
+
+
+@pytest.mark.parametrize(("name", "clean"), [("poisoned2", "zero2"), ("poisoned3", "accumulated")])
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(trained: Path, name: str, clean: str) -> None:
+    lines = metrics(trained / name)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["nonfinite"] for line in lines] == [0, *[1] * (STEPS - 1)] if name == "poisoned3" else [0, 0, *[1] * (STEPS - 2)]
+    assert np.isfinite(losses(trained / name)).all()
+    assert all(np.isfinite(w).all() for w in load_file(trained / name / "weights.safetensors").values())
+    before = 1 if name == "poisoned3" else 2
+    np.testing.assert_allclose(losses(trained / name)[:before], losses(trained / clean)[:before], atol=1e-4)
+    assert "non-finite loss on some rank, batch skipped (1 so far)" in (trained / "log.txt").read_text()
+
+
+def test_too_many_of_them_end_the_run(trained: Path) -> None:
+    assert "1 non-finite losses: lower training.lr" in error(trained / "hopeless")
+    assert not (trained / "hopeless" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(("name", "said"), [("wider", "another model than"), ("restaged", "another zero_stage than"),
+                                            ("reseeded", "the data or the configuration changed")])  # fmt: skip
+def test_a_checkpoint_of_another_configuration_is_refused(trained: Path, name: str, said: str) -> None:
+    assert said in error(trained / name)
+    assert "new run folder" in error(trained / name)
+
+
+@pytest.mark.parametrize(("name", "undisturbed"), [("killed", "zero3"), *((f"resumed{s}", f"zero{s}") for s in range(3))])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(trained: Path, name: str, undisturbed: str) -> None:
+    going_on = re.findall(rf"{name}: .* going on at step (\d+) of {STEPS}", (trained / "log.txt").read_text())
+    assert [0 < int(step) < STEPS for step in going_on] == [True]
+    assert [line["step"] for line in metrics(trained / name)] == list(range(1, STEPS + 1))
+    assert losses(trained / name) == losses(trained / undisturbed)
+    weights, reference = (load_file(trained / n / "weights.safetensors") for n in (name, undisturbed))
+    assert all(np.array_equal(weights[k], reference[k]) for k in reference)

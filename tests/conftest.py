@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import time
@@ -10,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from hpcspec.simulate import simulate
 from hpcspec.submit import main
 
-from .tiny import CONFIG, COUNTS, Outcome, Submit, Tiny, cli
+from .tiny import CONFIG, COUNTS, Outcome, Submit, Tiny, cli, contained
 
 
 @pytest.fixture(scope="session")
@@ -45,17 +43,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture()
 def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Submit]:
-    """The command line in this process, typed in `tmp_path`: submit(*arguments) is (exit code, stdout, stderr). What a stage
-    that runs in this process leaves behind in it is undone."""
+    """The command line in this process, typed in `tmp_path`: submit(*arguments) is (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    ours, threads = logging.getLogger("hpcspec"), torch.get_num_threads()
-    before = (ours.handlers, ours.propagate, ours.level)
 
     def typed(*arguments: str | Path) -> Outcome:
         capfd.readouterr()
         return main([str(a) for a in arguments]), *capfd.readouterr()
 
-    yield typed
-    ours.handlers, ours.propagate, _ = before
-    ours.setLevel(before[2])
-    torch.set_num_threads(threads)
+    with contained():
+        yield typed

@@ -60,8 +60,9 @@ def shard(path: Path, spectra: Iterable[Spectrum], compression: str = "none", su
 def dataset(folder: Path, counts: Sequence[int], pixels: int = 40, **changed: object) -> DataIndex:
     """Shards of so many objects each, numbered through, all different."""
     first = np.cumsum([0, *counts])
-    return open_index([shard(folder / f"sdss-{i:05d}.h5", [spectrum(int(first[i]) + n, pixels=pixels, **changed) for n in range(count)])
-                       for i, count in enumerate(counts)])  # fmt: skip
+    numbers = [range(a, b) for a, b in zip(first[:-1].tolist(), first[1:].tolist(), strict=True)]
+    return open_index([shard(folder / f"sdss-{i:05d}.h5", [spectrum(n, pixels=pixels, **changed) for n in some])
+                       for i, some in enumerate(numbers)])  # fmt: skip
 
 
 def stored(path: Path) -> list[tuple[Spectrum, int, int]]:

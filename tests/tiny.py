@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import csv
+import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 CONFIG = """\
 name: tiny
 surveys:
-  desi: {{input: "{inputs}/desi", labels: {{path: "{inputs}/desi/labels.csv", object_class: class, parameters: {{teff: teff, z: z}}}}}}
-  apogee: {{input: "{inputs}/apogee", labels: {{path: "{inputs}/apogee/labels.csv", object_class: class, parameters: {{teff: teff}}}}}}
+  desi:
+    input: "{inputs}/desi"
+    labels: {{path: "{inputs}/desi/labels.csv", object_class: class, parameters: {{teff: teff, z: z}}}}
+  apogee:
+    input: "{inputs}/apogee"
+    labels: {{path: "{inputs}/apogee/labels.csv", object_class: class, parameters: {{teff: teff}}}}
 model: {{patch: 64, width: 16, layers: 1, decoder_layers: 1, heads: 2, frequencies: 8}}
 training: {{steps: 4, tokens_per_batch: 2048, lanes: 4, log_every: 2, save_every: 2, zero: {{stage: 2}}}}
 adapt: {{steps: 20, held_out: 0.3, calibration: 0.3, threads: 1}}
@@ -66,3 +74,16 @@ class Tiny:
 
 Outcome = tuple[int, str, str]
 Submit = Callable[..., Outcome]
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """What a stage that runs in this process leaves behind in it is undone: log handlers, torch's threads."""
+    log, threads = logging.getLogger("hpcspec"), torch.get_num_threads()
+    handlers, propagate, level = log.handlers, log.propagate, log.level
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
+        torch.set_num_threads(threads)

@@ -44,9 +44,10 @@ class Step:
 def slurm_parameters(step: Step, site: Site, after: Sequence[str] = ()) -> dict[str, Any]:
     """sbatch's parameters for a step, in submitit's names."""
     need = site.resources(step.stage)
+    srun = [*site.srun, f"--cpus-per-task={need.cpus_per_task}"]  # from 22.05 on srun doesn't take it from sbatch
     parameters: dict[str, Any] = {
         "job_name": f"hpcspec-{step.name}", "nodes": need.nodes, "ntasks_per_node": need.tasks_per_node,
-        "cpus_per_task": need.cpus_per_task, "time": need.minutes, "stderr_to_stdout": True, "srun_args": site.srun,
+        "cpus_per_task": need.cpus_per_task, "time": need.minutes, "stderr_to_stdout": True, "srun_args": srun,
         "array_parallelism": site.array_parallelism, "wckey": "",
     }  # fmt: skip
     optional = {"account": site.account, "partition": need.partition or site.partition, "qos": site.qos,

@@ -31,8 +31,10 @@ def _content(path: Path) -> str:
     with Shard(path) as shard:
         index = shard.index()
         flux = shard.file["value/flux"]
+        how = flux.id.get_create_plist()
+        filters = " and ".join(how.get_filter(i)[3].decode() for i in range(how.get_nfilters())) or "none"
         return (f"{len(index)} objects, {int(index.pixels[-1])} pixels, {path.stat().st_size / 2**20:.1f} MiB, schema "
-                f"{shard.file.attrs['schema_version']}, chunks {flux.chunks}, compression {flux.compression or 'none'}")  # fmt: skip
+                f"{shard.file.attrs['schema_version']}, chunks {flux.chunks}, filters {filters}")  # fmt: skip
 
 
 def _faults(path: Path) -> list[str]:
@@ -43,5 +45,5 @@ def _faults(path: Path) -> list[str]:
             if books is None or books["inputs"] != shard.inputs:
                 damaged.append("no books")
             return damaged
-    except (UserError, OSError, KeyError) as error:
+    except (UserError, OSError, KeyError, RuntimeError) as error:
         return [str(error)]

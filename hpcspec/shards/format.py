@@ -3,7 +3,7 @@
 Layout, schema version 1 (n objects, s segments, v pixels; a segment is one arm of one object):
 
     attributes     format, schema_version, survey, inputs (fingerprint of the source files)
-    object/        id (n) UTF-8, ra, dec (n) f8 deg, healpix (n) i8 (order 29 nested), sn_median (n) f4,
+    object/        id (n) text, ra, dec (n) f8 deg, healpix (n) i8 (order 29 nested), sn_median (n) f4,
                    source, row (n) i4 (place in source/path, position in that file), segments (n+1) i8,
                    product (n) i1 (place in product/)
     segment/       pixels (s+1) i8 offsets into value/, grid, first (s) i4, arm (s) i1
@@ -12,6 +12,7 @@ Layout, schema version 1 (n objects, s segments, v pixels; a segment is one arm 
     product/       flux_unit, frame: what kinds of spectra there are
     arm/name, source/path, meta/<name> (n)
     attributes `crc32` of every data set: zlib's, over the uncompressed little-endian bytes
+    text is UTF-8 of fixed length, padded with NUL
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from hpcspec.surveys.spectrum import Arm, Grid, Spectrum
 
 FORMAT, SCHEMA_VERSION = "hpcspec-shard", 1
 CHUNK = (1 << 20) // 4
-CONTENT = ("object/id", "object/healpix", "object/segments", "segment/pixels", "segment/grid", "segment/first", "grid/kind", "grid/start",
-           "grid/step", "grid/values", "value/flux", "value/ivar")  # fmt: skip
-TEXT = h5py.string_dtype("utf-8")
+LIBVER = ("v110", "v110")  # from here on HDF5 has checksums of its own structures too
+CONTENT = ("object/id", "object/healpix", "object/segments", "segment/pixels", "segment/grid", "segment/first", "grid/kind",
+           "grid/start", "grid/step", "grid/values", "value/flux", "value/ivar")  # fmt: skip
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "blosc": dict(hdf5plugin.Blosc2(cname="zstd", clevel=3, filters=hdf5plugin.Blosc2.BITSHUFFLE)),
@@ -62,8 +63,10 @@ def write_shard(
 
     Raises UserError if the file can't be written.
     """
-    with replacing(path) as temporary, h5py.File(temporary, "w", track_order=False) as file:
-        file.attrs.update(format=FORMAT, schema_version=SCHEMA_VERSION, survey=survey, inputs=inputs)
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        for name, text in (("format", FORMAT), ("survey", survey), ("inputs", inputs)):
+            file.attrs[name] = np.bytes_(text.encode())
         products = sorted({(s.flux_unit, s.frame) for s, _, _ in spectra})
         arms = [arm for s, _, _ in spectra for arm in s.arms]
         names = sorted({arm.name for arm in arms})
@@ -72,11 +75,14 @@ def write_shard(
         ra = np.array([s.ra for s, _, _ in spectra], np.float64)
         dec = np.array([s.dec for s, _, _ in spectra], np.float64)
 
-        def put(name: str, values: Any, **kw: Any) -> None:
+        def put(name: str, values: np.ndarray | Sequence[str], **kw: Any) -> None:
+            if not isinstance(values, np.ndarray):
+                encoded = np.array([text.encode() for text in values], bytes)
+                values = encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.itemsize)))
             data = file.create_dataset(name, data=values, track_times=False, **kw)
             data.attrs["crc32"] = checksum(data)
 
-        put("object/id", np.array([s.object_id for s, _, _ in spectra], object), dtype=TEXT)
+        put("object/id", [s.object_id for s, _, _ in spectra])
         put("object/ra", ra)
         put("object/dec", dec)
         put("object/healpix", healpix29(ra, dec))
@@ -84,8 +90,8 @@ def write_shard(
         put("object/source", np.array([i for _, i, _ in spectra], np.int32))
         put("object/row", np.array([row for _, _, row in spectra], np.int32))
         put("object/product", np.array([products.index((s.flux_unit, s.frame)) for s, _, _ in spectra], np.int8))
-        put("product/flux_unit", np.array([unit for unit, _ in products], object), dtype=TEXT)
-        put("product/frame", np.array([frame for _, frame in products], object), dtype=TEXT)
+        put("product/flux_unit", [unit for unit, _ in products])
+        put("product/frame", [frame for _, frame in products])
         put("object/segments", np.cumsum([0] + [len(s.arms) for s, _, _ in spectra], dtype=np.int64))
         put("segment/pixels", np.cumsum([0] + [len(a.flux) for a in arms], dtype=np.int64))
         put("segment/grid", np.array([place[a.grid] for a in arms], np.int32))
@@ -95,26 +101,26 @@ def write_shard(
             values = np.concatenate([getattr(a, name) for a in arms] or [np.zeros(0, np.float32)]).astype("<f4")
             chunks = {"chunks": (min(CHUNK, len(values)),), **FILTERS[compression]} if len(values) else {}
             put(f"value/{name}", values, **chunks)
-        put("grid/kind", np.array([g.kind for g in grids], object), dtype=TEXT)
+        put("grid/kind", [g.kind for g in grids])
         put("grid/start", np.array([g.start for g in grids], np.float64))
         put("grid/step", np.array([g.step for g in grids], np.float64))
         put("grid/offsets", np.cumsum([0] + [len(g.values) for g in grids], dtype=np.int64))
         put("grid/values", np.array([v for g in grids for v in g.values], np.float64))
-        put("arm/name", np.array(names, object), dtype=TEXT)
-        put("source/path", np.array(list(sources), object), dtype=TEXT)
+        put("arm/name", names)
+        put("source/path", sources)
         for key in sorted({k for s, _, _ in spectra for k in s.meta}):
-            put(f"meta/{key}", **_column([s.meta.get(key) for s, _, _ in spectra]))
+            put(f"meta/{key}", _column([s.meta.get(key) for s, _, _ in spectra]))
 
 
-def _column(values: list[Any]) -> dict[str, Any]:
+def _column(values: list[Any]) -> np.ndarray | list[str]:
     """A column of one type: int where all are, float where all are numbers, else text; missing is NaN or empty."""
     present = [v for v in values if v is not None]
     if len(present) == len(values) and all(isinstance(v, int) for v in present):
         if all(-(2**63) <= v < 2**63 for v in present):
-            return {"values": np.array(values, np.int64)}
+            return np.array(values, np.int64)
     elif not any(isinstance(v, str) for v in present) and all(abs(v) < 2**53 for v in present if isinstance(v, int)):
-        return {"values": np.array([np.nan if v is None else v for v in values], np.float64)}
-    return {"values": np.array(["" if v is None else str(v) for v in values], object), "dtype": TEXT}
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+    return ["" if v is None else str(v) for v in values]
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -123,10 +129,8 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def checksum(data: h5py.Dataset) -> int:
-    """zlib's CRC-32 of a data set's values (text: UTF-8 joined by NUL)."""
-    values = data[()]
-    raw = b"\0".join(values.ravel()) if values.dtype.kind == "O" else np.ascontiguousarray(values).view(np.uint8).ravel().data
-    return zlib.crc32(raw)
+    """zlib's CRC-32 of a data set's values."""
+    return zlib.crc32(np.ascontiguousarray(data[()]).view(np.uint8).ravel().data)
 
 
 @dataclass(frozen=True)
@@ -172,12 +176,12 @@ class Shard:
         self.path = str(path)
         try:
             self.file = h5py.File(self.path, "r", **_driver(comm))
-            if self.file.attrs.get("format") != FORMAT:
+            if self.file.attrs.get("format") != FORMAT.encode():
                 raise UserError(f"{path} is not a shard of hpcspec")
             if self.file.attrs["schema_version"] != SCHEMA_VERSION:
                 version = self.file.attrs["schema_version"]
                 raise UserError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: ingest again")
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, RuntimeError) as error:  # h5py raises any of these for a damaged file
             raise UserError(f"can't read shard {path}: {error}") from error
 
     def close(self) -> None:
@@ -193,7 +197,7 @@ class Shard:
     @property
     def inputs(self) -> str:
         """Fingerprint of the source files this shard was made from."""
-        return str(self.file.attrs["inputs"])
+        return str(self.file.attrs["inputs"], "utf-8")
 
     def index(self) -> ShardIndex:
         """Everything but the pixels."""
@@ -206,7 +210,7 @@ class Shard:
         )
         crc = zlib.crc32(repr([(n, int(f[n].attrs["crc32"])) for n in CONTENT]).encode())
         return ShardIndex(
-            self.path, str(f.attrs["survey"]), f["object/id"].asstr()[()].astype(str), f["object/ra"][()], f["object/dec"][()],
+            self.path, str(f.attrs["survey"], "utf-8"), f["object/id"].asstr()[()].astype(str), f["object/ra"][()], f["object/dec"][()],
             f["object/healpix"][()], f["object/sn_median"][()], f["object/segments"][()], f["segment/pixels"][()],
             f["segment/grid"][()], f["segment/first"][()], grids, crc,
         )  # fmt: skip
@@ -229,7 +233,7 @@ class Shard:
     def meta(self) -> dict[str, np.ndarray]:
         """The survey's own columns, (n,) each."""
         group = self.file.get("meta", {})
-        return {k: (d.asstr()[()] if d.dtype.kind == "O" else d[()]) for k, d in group.items()}
+        return {k: (d.asstr()[()] if h5py.check_string_dtype(d.dtype) else d[()]) for k, d in group.items()}
 
     def sources(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Source paths, and for every object its place among them (n,) and its row there (n,)."""

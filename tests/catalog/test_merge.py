@@ -69,8 +69,8 @@ def test_other_files(release: Path) -> None:
         assert list(csv.reader(file)) == [["file", "object_id", "reason"], ["a.fits", "", "empty file"],
                                           *2 * [["b.fits", "x9", 'every flux is "NaN", or 0']]]  # fmt: skip
     facts = json.loads((release / "provenance.json").read_text())
-    assert facts == {**PROVENANCE, "survey": "apogee", "rows_in": ROWS + 3, "rows": ROWS, "quarantined": 3, "classes": ["STAR", "GALAXY", "QSO"],
-                     "parameters": list(PARAMETERS), "embedding_dimension": 8}  # fmt: skip
+    assert facts == {**PROVENANCE, "survey": "apogee", "rows_in": ROWS + 3, "rows": ROWS, "quarantined": 3,
+                     "classes": ["STAR", "GALAXY", "QSO"], "parameters": list(PARAMETERS), "embedding_dimension": 8}  # fmt: skip
     page = (release / "qa/index.html").read_text()
     assert page.count('src="data:image/png;base64,') == 3 and not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "<td>encode</td><td>12.5</td>" in page and f"<td>rows</td><td>{ROWS}</td>" in page
@@ -90,7 +90,8 @@ def test_same_bytes_however_the_rows_are_cut(cut, tmp_path: Path, small_buffers:
 
 
 def test_buffers_do_not_change_the_rows(cut, tmp_path: Path, small_buffers: None, release: Path) -> None:
-    publish(cut(tmp_path / "parts"), tmp_path, quarantine=release.with_suffix(".jsonl"), provenance={**PROVENANCE, "rows_in": ROWS + 3})
+    books = {**PROVENANCE, "rows_in": ROWS + 3}
+    publish(cut(tmp_path / "parts"), tmp_path, quarantine=release.with_suffix(".jsonl"), provenance=books)
     name = "hpcspec-apogee.fits"
     assert (tmp_path / name).read_bytes() == (release / name).read_bytes()
     small, large = (pq.read_table(f / "hpcspec-apogee-embeddings.parquet") for f in (tmp_path, release))

@@ -15,6 +15,7 @@ from hpcspec.cluster.run import Run
 from hpcspec.cluster.site import Resources, Site
 from hpcspec.config import load
 from hpcspec.submit import main
+from tests.cluster.project import scripts
 
 REPO = Path(__file__).parents[2]
 CONFIGS = REPO / "configs"
@@ -25,11 +26,6 @@ STEPS = ["ingest-lamost", "pretrain", "adapt", "catalog-lamost", "merge-lamost"]
 
 def names(group: str) -> list[str]:
     return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
-
-
-def scripts(printed: str) -> dict[str, str]:
-    """The scripts of a dry run by the name of their step."""
-    return dict(re.findall(r"^# ([\w-]+)\n(#!/bin/bash\n.*?)(?=^# [\w-]+\n#!|\Z)", printed, re.DOTALL | re.MULTILINE))
 
 
 @pytest.fixture

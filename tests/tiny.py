@@ -34,7 +34,7 @@ COUNTS = {"desi": 60, "apogee": 40}
 def cli(*arguments: str | Path, cwd: Path, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """`python -m hpcspec.submit` in the folder `cwd`, with an exit code that must be `check` unless that is None."""
     command = [sys.executable, "-m", "hpcspec.submit", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
     assert check in (None, done.returncode), f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -66,7 +66,8 @@ def baseline(config: Config, index: DataIndex, labels: LabelSet, task: Task, tra
     """XGBoost for each parameter and the class, per survey, trained on `train` and predicting `test` (numbers)."""
     from xgboost import XGBClassifier, XGBRegressor
 
-    trees = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 5, "subsample": 0.8, "colsample_bytree": 0.3,
+    share = 0.1 if config.adapt.baseline == "xgboost" else 0.5  # of the inputs a tree may use: thousands of pixels, or components
+    trees = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 5, "subsample": 0.8, "colsample_bytree": share,
              "tree_method": "hist", "n_jobs": config.adapt.threads, "random_state": config.seed}  # fmt: skip
     values = {p: np.full(len(test), np.nan) for p in task.parameters}
     classes = np.full(len(test), "", object)

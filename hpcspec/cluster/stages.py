@@ -166,7 +166,8 @@ def merge_stage(run: Run, config: Config, survey: str, source: str | None = None
     predictor = Predictor(config, run.weights, run.adapted)
     index = open_index(shard_paths(work.shards))
     counts = run.done(work.marker("ingest")) or {}
-    provenance = {"model_hash": predictor.hash, "data_fingerprint": index.fingerprint, "config_hash": digest(config.model_dump(exclude={"ingest": {"tasks"}, "catalog": {"tasks"}})),
+    config_hash = digest(config.model_dump(exclude={"ingest": {"tasks"}, "catalog": {"tasks"}}))
+    provenance = {"model_hash": predictor.hash, "data_fingerprint": index.fingerprint, "config_hash": config_hash,
                   "seed": config.seed, "versions": versions(), "rows_in": counts.get("rows_in"),
                   "accuracy_on_held_out_objects": predictor.task.report}  # fmt: skip
     paths = [work.parts / f"{piece.name}.parquet" for piece in plan(index, config)]

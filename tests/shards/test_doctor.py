@@ -109,7 +109,7 @@ def test_a_flipped_byte_anywhere_is_found_or_does_no_harm(path: Path) -> None:
     """HDF5's own structures too: some bytes hold nothing, but where the doctor says nothing the content must be the same."""
     content, before = path.read_bytes(), stored(path)
     found = 0
-    for offset in np.random.default_rng(3).integers(0, len(content), 150).tolist():
+    for offset in np.random.default_rng(3).integers(0, len(content), 80).tolist():
         flip(path, offset)
         if examine(path.parent):
             for (a, *whence), (b, *whence_now) in zip(before, stored(path), strict=True):
@@ -117,4 +117,4 @@ def test_a_flipped_byte_anywhere_is_found_or_does_no_harm(path: Path) -> None:
         else:
             found += 1
         path.write_bytes(content)
-    assert found > 100
+    assert found > 50

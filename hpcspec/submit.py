@@ -13,7 +13,7 @@ from pathlib import Path
 from hpcspec.cluster.executors import JobFailed, Step, run_here, sbatch_text, submit_slurm
 from hpcspec.cluster.run import Release, Run, newest_trained, release
 from hpcspec.cluster.site import default_executor, load_site
-from hpcspec.cluster.stages import adapt_key, ingest_key, merge_key, pretrain_key
+from hpcspec.cluster.stages import adapt_key, ingest_key, merge_key, pretrain_key, simulate_key
 from hpcspec.cluster.summary import show_status, show_summary
 from hpcspec.config import Config, load, named_file, read_yaml, validated
 from hpcspec.config import Survey as SurveySection
@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m hpcspec.submit", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--run", type=Path, help="run folder (default: runs/<name of the configuration>, or the newest trained run)")
+    common.add_argument(
+        "--run", type=Path, help="run folder (default: runs/<name of the configuration>, or the newest trained run)"
+    )
     common.add_argument("--executor", choices=["slurm", "local", "debug"],
                         help="who runs the jobs (default: slurm where it answers, else local)")  # fmt: skip
     common.add_argument("--site", help="name in configs/sites or a YAML file (default: $HPCSPEC_SITE, else default)")
@@ -58,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--output", type=Path, help="where to publish (default: in the run folder)")
     status = verbs.add_parser("status", help="how far a run is", description="how far a run is")
     status.add_argument("run", type=Path, nargs="?", help="run folder (default: the newest)")
-    check = verbs.add_parser("validate", help="check a published catalogue", description="check a published catalogue, line by line")
+    check = verbs.add_parser(
+        "validate", help="check a published catalogue", description="check a published catalogue, line by line"
+    )
     check.add_argument("folder", type=Path)
     doctor = verbs.add_parser("doctor", help="check shards", description="check the checksums and books of shards")
     doctor.add_argument("folder", type=Path)
@@ -78,25 +82,26 @@ def configuration(args: argparse.Namespace) -> tuple[Run, Config]:
     else:
         config = load(args.config, args.set)
         run = Run(args.run or RUNS / config.name)
-    given = {"input": args.input, "labels": args.labels}
-    if any(given.values()):
+    if args.input or args.labels:
         if len(config.surveys) != 1:
             raise UserError(f"--input and --labels are for a pipeline of one survey; this one has {', '.join(config.surveys)}: "
                             "use --set surveys.NAME.input=DIR")  # fmt: skip
-        name, survey = next(iter(config.surveys.items()))
-        if args.input:
-            survey = survey.model_copy(update={"input": str(args.input.resolve())})
-        if args.labels:
-            if not args.labels.is_file():
-                raise UserError(f"label table {args.labels} does not exist")
-            survey = survey.model_copy(update={"labels": survey.labels.model_copy(update={"path": str(args.labels.resolve())})})
-        config = config.model_copy(update={"surveys": {name: survey}})
+        if args.labels and not args.labels.is_file():
+            raise UserError(f"label table {args.labels} does not exist")
+        surveys = {name: _at(survey, args.input, args.labels) for name, survey in config.surveys.items()}
+        config = config.model_copy(update={"surveys": surveys})
     if config.simulate:
         folder = (run.path / "simulated").resolve()
-        changed = {n: s.model_copy(update={"input": str(folder / n), "labels": s.labels.model_copy(update={"path": str(folder / n / "labels.csv")})})
-                   if n in config.simulate else s for n, s in config.surveys.items()}  # fmt: skip
-        config = config.model_copy(update={"surveys": changed})
+        made = {n: _at(config.surveys[n], folder / n, folder / n / "labels.csv") for n in config.simulate}
+        config = config.model_copy(update={"surveys": {**config.surveys, **made}})
     return run, config
+
+
+def _at(survey: SurveySection, folder: Path | None, labels: Path | None) -> SurveySection:
+    """The survey with its files and its label table there, where they are given."""
+    if labels:
+        survey = survey.model_copy(update={"labels": survey.labels.model_copy(update={"path": str(labels.resolve())})})
+    return survey.model_copy(update={"input": str(folder.resolve())}) if folder else survey
 
 
 def check_inputs(config: Config, labels: bool) -> None:
@@ -108,7 +113,9 @@ def check_inputs(config: Config, labels: bool) -> None:
         if name in config.simulate:
             continue
         if not survey.input or survey.input.startswith("$"):
-            raise UserError(f"where are the {name} files? Give --input, or set surveys.{name}.input (it is {survey.input or 'empty'})")
+            raise UserError(
+                f"where are the {name} files? Give --input, or set surveys.{name}.input (it is {survey.input or 'empty'})"
+            )
         if not Path(survey.input).is_dir():
             raise UserError(f"input folder {survey.input} of {name} does not exist")
         table = survey.labels.path
@@ -121,7 +128,7 @@ def check_inputs(config: Config, labels: bool) -> None:
 def training_steps(run: Run, config: Config, last: str) -> list[Step]:
     """The steps up to `last` (ingest, pretrain or adapt) that are not done. A step after one that isn't done isn't either."""
     steps: list[Step] = []
-    if config.simulate and not run.done("simulate"):
+    if config.simulate and not run.done("simulate", simulate_key(config)):
         steps.append(Step("simulate"))
     for name in config.surveys:
         if steps or not run.done(f"ingest-{name}", ingest_key(config, release(run, config, name))):
@@ -135,7 +142,9 @@ def training_steps(run: Run, config: Config, last: str) -> list[Step]:
     return steps
 
 
-def catalog_steps(run: Run, config: Config, work: Release, before: bool, arguments: dict[str, str], fresh_input: bool) -> list[Step]:
+def catalog_steps(
+    run: Run, config: Config, work: Release, before: bool, arguments: dict[str, str], fresh_input: bool
+) -> list[Step]:
     """The steps from files to the published catalogue that are not done."""
     named = {"survey": work.survey, **arguments}
     steps = []
@@ -182,7 +191,10 @@ def pipeline(args: argparse.Namespace) -> None:
         for name in config.surveys:
             steps += catalog_steps(run, config, release(run, config, name), bool(steps), {}, False)
     if args.verb == "plan":
-        print(f"run {run.path}: " + (", ".join(f"{s.name}{f' × {s.tasks}' if s.tasks else ''}" for s in steps) or "everything is done"))
+        print(
+            f"run {run.path}: "
+            + (", ".join(f"{s.name}{f' × {s.tasks}' if s.tasks else ''}" for s in steps) or "everything is done")
+        )
         return
     execute(args, run, config, steps)
     kind = args.executor or default_executor()
@@ -205,7 +217,8 @@ def catalog(args: argparse.Namespace) -> None:
         known = validated(SurveySection, {**read_yaml(file)}, str(file))
         source = os.path.expandvars(known.input or "")
         if not source or "$" in source:
-            raise UserError(f"run {run.path} was not trained on {args.survey} and its configured input is {known.input or 'empty'}: give --input")
+            configured = known.input or "empty"
+            raise UserError(f"{run.path} was not trained on {args.survey}, whose configured input is {configured}: give --input")
         args.input = Path(source)
     work = release(run, config, args.survey, str(args.input) if args.input else None, str(args.output) if args.output else None)
     if not work.source.is_dir():

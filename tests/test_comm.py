@@ -55,8 +55,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[st
     if not (mpirun := shutil.which("mpirun")):
         unavailable("mpirun is not installed")
     folder = tmp_path_factory.mktemp("ranks")
-    command = [mpirun, "-n", str(RANKS), "--oversubscribe", "--allow-run-as-root", sys.executable, "-m", "tests.test_comm", str(folder)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
+    command = [mpirun, "-n", str(RANKS), "--oversubscribe", "--allow-run-as-root", sys.executable, "-m", "tests.test_comm"]
+    done = subprocess.run([*command, folder], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [read_json(folder / f"{rank}.json") for rank in range(RANKS)]
 

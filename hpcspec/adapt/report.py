@@ -62,7 +62,9 @@ def _features(train: np.ndarray, test: np.ndarray, kind: str, seed: int) -> tupl
     return pca.fit_transform(train), pca.transform(test)
 
 
-def baseline(config: Config, index: DataIndex, labels: LabelSet, task: Task, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+def baseline(
+    config: Config, index: DataIndex, labels: LabelSet, task: Task, train: np.ndarray, test: np.ndarray
+) -> dict[str, Any]:
     """XGBoost for each parameter and the class, per survey, trained on `train` and predicting `test` (numbers)."""
     from xgboost import XGBClassifier, XGBRegressor
 
@@ -91,7 +93,9 @@ def baseline(config: Config, index: DataIndex, labels: LabelSet, task: Task, tra
     return {"values": values, "classes": classes.astype(str)}
 
 
-def held_out_report(config: Config, index: DataIndex, labels: LabelSet, task: Task, parts: Any, outputs: tuple[np.ndarray, ...]) -> dict[str, Any]:
+def held_out_report(
+    config: Config, index: DataIndex, labels: LabelSet, task: Task, parts: Any, outputs: tuple[np.ndarray, ...]
+) -> dict[str, Any]:
     """Accuracy of the head, and of the baseline, on the held-out objects, over all and per survey.
 
     For each parameter: `mad`, `std`, `bias`, number of objects, and the share of true values within one and two errors.
@@ -106,8 +110,8 @@ def held_out_report(config: Config, index: DataIndex, labels: LabelSet, task: Ta
         other = baseline(config, index, labels, task, parts.train, test)
     surveys = sorted(set(index.survey[test].tolist()))
     groups = {"all": np.ones(len(test), bool)} | ({s: index.survey[test] == s for s in surveys} if len(surveys) > 1 else {})
-    out: dict[str, Any] = {"baseline": config.adapt.baseline, "baseline_seconds": time.monotonic() - began,
-                           "objects": {"train": len(parts.train), "calibration": len(parts.calibration), "held_out": len(test)}}  # fmt: skip
+    counts = {name: len(getattr(parts, name)) for name in ("train", "calibration", "test")}
+    out: dict[str, Any] = {"baseline": config.adapt.baseline, "baseline_seconds": time.monotonic() - began, "objects": counts}
     out["parameters"] = {g: {} for g in groups}
     out["classes"] = {}
     probability = softmax(logits / task.temperature, axis=1) if len(task.classes) > 1 else np.ones((len(test), len(task.classes)))

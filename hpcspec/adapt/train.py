@@ -50,8 +50,9 @@ def split(index: DataIndex, labelled: np.ndarray, seed: int, adapt: Adapt) -> Sp
     calibrating = index.sky_fraction(seed + 1) < adapt.calibration
     parts = Split(*(np.flatnonzero(labelled & mask) for mask in (~held & ~calibrating, ~held & calibrating, held)))
     if min(len(parts.train), len(parts.calibration), len(parts.test)) < 5:
-        raise UserError(f"{labelled.sum()} labelled objects are too few to train, calibrate and test a head "
-                        f"({len(parts.train)}/{len(parts.calibration)}/{len(parts.test)}, at least 5 each): give more labels")  # fmt: skip
+        counts = "/".join(str(len(p)) for p in (parts.train, parts.calibration, parts.test))
+        raise UserError(f"{labelled.sum()} labelled objects are too few to train, calibrate and test a head ({counts}, at least "
+                        "5 each): give more labels")  # fmt: skip
     return parts
 
 

@@ -81,7 +81,9 @@ class Predictor:
                 "anomaly": anomaly, "pixels": pixels}  # fmt: skip
 
 
-def rows(index: DataIndex, numbers: np.ndarray, found: dict[str, np.ndarray], task: Task, settings: Catalog) -> dict[str, np.ndarray]:
+def rows(
+    index: DataIndex, numbers: np.ndarray, found: dict[str, np.ndarray], task: Task, settings: Catalog
+) -> dict[str, np.ndarray]:
     """Catalogue columns of the objects with these numbers from what the predictor found, in the same order."""
     n = len(numbers)
     out: dict[str, np.ndarray] = {"object_id": index.joined("ids")[numbers], "survey": index.survey[numbers]}
@@ -107,7 +109,9 @@ def rows(index: DataIndex, numbers: np.ndarray, found: dict[str, np.ndarray], ta
         out[p], out[f"{p}_err"] = np.where(means, value, np.nan), np.where(means, error, np.nan)
     bad = ~np.isfinite(found["embedding"]).all(1)
     if bad.any():
-        raise UserError(f"the model gives NaN for object {out['object_id'][bad][0]!r} of {out['survey'][bad][0]}: its weights are damaged")
+        raise UserError(
+            f"the model gives NaN for object {out['object_id'][bad][0]!r} of {out['survey'][bad][0]}: its weights are damaged"
+        )
     return out | {"anomaly": found["anomaly"].astype(np.float32), "flags": flags, "embedding": found["embedding"]}
 
 

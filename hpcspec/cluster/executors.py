@@ -169,8 +169,8 @@ def _check(job: submitit.Job[None], step: Step, task: int, run: Run, ranks: int)
     if mistake:
         raise UserError(mistake)
     if bad:
-        raise JobFailed(f"{step.label(task)} was ended from outside before it finished; its output: {bad[0].stdout}. Run the same "
-                        "command again to go on")  # fmt: skip
+        raise JobFailed(f"{step.label(task)} was ended from outside before it finished; its output: {bad[0].stdout}. Run the "
+                        "same command again to go on")  # fmt: skip
     for rank in range(ranks):
         error = job.task(rank).exception() if ranks > 1 else job.exception()
         if error is not None:

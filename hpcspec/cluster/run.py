@@ -163,7 +163,8 @@ def release(run: Run, config: Config, survey: str, source: str | None = None, ou
     if output is None and (given is None or (configured and given == Path(configured).resolve())):
         if not configured:
             raise UserError(f"where are the {survey} files? Give --input, or set surveys.{survey}.input")
-        return Release(run, survey, Path(configured), run.shards(survey), run.path / "state" / "parts" / survey, run.catalog(survey, config))
+        parts = run.path / "state" / "parts" / survey
+        return Release(run, survey, Path(configured), run.shards(survey), parts, run.catalog(survey, config))
     source_path = given or Path(configured or "")
     if not source_path.name:
         raise UserError(f"where are the {survey} files? Give --input, or set surveys.{survey}.input")

@@ -53,6 +53,11 @@ def start_log(run: Run, stage: str, rank: int) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
 
 
+def simulate_key(config: Config) -> str:
+    """What simulated files depend on."""
+    return digest(config.simulate, config.seed)
+
+
 def ingest_key(config: Config, work: Release) -> str:
     """What an ingest depends on: the files' names, sizes and times, and how they are cut into shards."""
     paths = sorted(p for p in work.source.rglob("*") if p.is_file()) if work.source.is_dir() else []
@@ -82,7 +87,7 @@ def simulate_stage(run: Run, config: Config, **_: Any) -> None:
     """Write the simulated survey files that the configuration asks for."""
     from hpcspec.simulate import simulate
 
-    began, key = time.time(), digest(config.simulate, config.seed)
+    began, key = time.time(), simulate_key(config)
     if rank_here() > 0 or run.done("simulate", key):
         return
     folder = run.path / "simulated"
@@ -109,7 +114,9 @@ def ingest_stage(run: Run, config: Config, survey: str, source: str | None = Non
     key = on_root(comm, lambda: ingest_key(config, work))
     if on_root(comm, lambda: run.done(stage, key)):
         return
-    counts = ingest(survey, work.source, work.shards, config.ingest.shard_mib, config.ingest.compression, comm, config.ingest.tasks)
+    counts = ingest(
+        survey, work.source, work.shards, config.ingest.shard_mib, config.ingest.compression, comm, config.ingest.tasks
+    )
     if comm is None or comm.rank == 0:
         from hpcspec.stream.index import open_index
 

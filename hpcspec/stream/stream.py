@@ -73,6 +73,11 @@ class Lane:
         self.left = dict(zip(blocks.tolist(), counts.tolist(), strict=True))
         self.held: dict[int, list[Pixels]] = {}
 
+    def turn(self) -> tuple[int, int, int]:
+        """(epoch, place in it, lane) of the lane's next object: the smallest is served first, so epochs don't mix."""
+        done = self.consumed == len(self.order)
+        return self.epoch + done, 0 if done else self.consumed, self.lane
+
     def next(self) -> tuple[int, int, Pixels]:
         """(epoch, object number, pixels) of the lane's next object."""
         if self.consumed == len(self.order):
@@ -115,8 +120,7 @@ class Stream:
     def __iter__(self) -> Iterator[tuple[int, int, Pixels]]:
         while True:
             # Lanes are taken by how far they are, so that the turn is a function of the state alone.
-            lane = min(self.served.values(), key=lambda x: (x.epoch, x.consumed, x.lane))
-            yield lane.next()
+            yield min(self.served.values(), key=Lane.turn).next()
 
     def state(self) -> dict[str, Any]:
         """What the order depends on, and counters of the lanes this rank serves, as plain JSON."""

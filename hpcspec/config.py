@@ -156,10 +156,12 @@ class Adapt(Section):
     """Train the head alone, or head and encoder."""
     steps: int = Field(default=4000, ge=1)
     """Optimizer steps; with the token budget they set the cost, whatever the number of labels."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Limit of the wall time: on a slow machine the schedule is shortened to end by then."""
     tokens_per_batch: int = Field(default=2048, ge=64)
     """Token budget of a step. Small batches learn more from the same number of spectra."""
     lr: float = Field(default=1e-3, gt=0)
-    encoder_lr: float = Field(default=3e-4, gt=0)
+    encoder_lr: float = Field(default=5e-4, gt=0)
     """Learning rate of the encoder with mode: full."""
     weight_decay: float = Field(default=0.05, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)

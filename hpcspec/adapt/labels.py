@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
-from astropy.table import Table
+from astropy.table import Column, Table
 
 from hpcspec.config import Labels, Survey
 from hpcspec.errors import UserError
 from hpcspec.shards.format import Shard
 from hpcspec.stream.index import DataIndex
+from hpcspec.surveys.base import FAULTS, reason_of
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ def read_table(path: Path, key: str) -> pa.Table:
         elif name.endswith((".fits", ".fit")):
             table = _from_fits(path)
         elif name.endswith((".parquet", ".pq")):
-            table = pyarrow.parquet.read_table(path)
+            with pa.input_stream(str(path)) as file:  # unpacks .gz, as read_csv does
+                table = pyarrow.parquet.read_table(pa.BufferReader(file.read()))
         else:
             raise UserError(f"label table {path}: the name must end in .csv, .fits or .parquet (or one of them and .gz)")
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise UserError(f"can't read label table {path}: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, *FAULTS) as error:
+        raise UserError(f"can't read label table {path}: {reason_of(error)}") from error
     if key not in table.column_names:
         raise UserError(f"label table {path} has no column {key!r} (labels.key): it has {', '.join(table.column_names[:20])}")
     column = table.column(key)
@@ -65,26 +67,27 @@ def read_table(path: Path, key: str) -> pa.Table:
 
 
 def _from_fits(path: Path) -> pa.Table:
-    source = Table.read(path, character_as_bytes=False)
-    plain = [n for n in source.colnames if source[n].ndim == 1]
-    columns = {}
-    for name in plain:
-        values = source[name].filled(np.nan) if getattr(source[name], "mask", None) is not None and source[name].dtype.kind == "f" else source[name]
-        values = np.asarray(values)
-        columns[name] = pa.array(values.astype(values.dtype.newbyteorder("=")) if values.dtype.kind in "iuf" else values.astype(str))
-    return pa.table(columns)
+    source = Table.read(path, format="fits", character_as_bytes=False)
+    return pa.table({name: _from_column(source[name]) for name in source.colnames if source[name].ndim == 1})
+
+
+def _from_column(column: Column) -> pa.Array:
+    """A column of a FITS table in native byte order, null where it is masked."""
+    values = np.asarray(column)
+    native = values.astype(values.dtype.newbyteorder("=")) if values.dtype.kind in "iuf" else values.astype(str)
+    return pa.array(native, mask=np.ma.getmaskarray(column))
 
 
 def _numbers(table: pa.Table, column: str, where: str, missing: tuple[float, ...]) -> np.ndarray:
     if column not in table.column_names:
         raise UserError(f"{where} has no column {column!r}: it has {', '.join(table.column_names[:20])}")
     values = table.column(column)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        trimmed = pc.utf8_trim_whitespace(values)
-        values = pc.if_else(pc.is_in(trimmed, pa.array(["", "nan", "NaN", "null", "--"])), None, trimmed)
     try:
+        if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+            trimmed = pc.utf8_trim_whitespace(values.cast(pa.string()))
+            values = pc.if_else(pc.is_in(trimmed, pa.array(["", "nan", "NaN", "null", "--"])), None, trimmed)
         numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise UserError(f"{where}, column {column!r}: {error}") from error
     return np.where(np.isin(numbers, missing) | ~np.isfinite(numbers), np.nan, numbers)
 
@@ -97,7 +100,9 @@ def _own_columns(index: DataIndex, survey: str) -> pa.Table:
             with Shard(shard.path) as opened:
                 meta = {k: pa.array(v.tolist()) for k, v in opened.meta().items()}
             tables.append(pa.table({"object_id": pa.array(shard.ids.tolist(), pa.string()), **meta}))
-    return pa.concat_tables(tables, promote_options="permissive")
+    text = {f.name for t in tables for f in t.schema if pa.types.is_string(f.type)}  # in some shards, then in all
+    alike = [t.cast(pa.schema([(f.name, pa.string() if f.name in text else f.type) for f in t.schema])) for t in tables]
+    return pa.concat_tables(alike, promote_options="permissive")
 
 
 def wanted(labels: Labels) -> bool:
@@ -124,7 +129,8 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
         if labels.path:
             table, key, where = read_table(Path(labels.path), labels.key), labels.key, f"label table {labels.path}"
         else:
-            table, key, where = _own_columns(index, survey), "object_id", f"the {survey} files (no label table was given with --labels)"
+            table, key = _own_columns(index, survey), "object_id"
+            where = f"the {survey} files (no label table was given with --labels)"
         sources.append(where)
         row = {k: i for i, k in reversed(list(enumerate(table.column(key).to_pylist())))}
         at = np.array([row.get(i, -1) for i in ids[members].tolist()])
@@ -158,8 +164,8 @@ def check_labels(survey: str, labels: Labels, own: frozenset[str]) -> None:
         if missing:
             raise UserError(f"label table {labels.path} has no column {', '.join(missing)}: see surveys.{survey}.labels")
     elif not asked <= own:
-        raise UserError(f"no labels for {survey}: its files don't carry {', '.join(sorted(asked - own))}; give a table with --labels "
-                        f"(or --set surveys.{survey}.labels={{}} for a catalogue of embeddings only)")  # fmt: skip
+        raise UserError(f"no labels for {survey}: its files don't carry {', '.join(sorted(asked - own))}; give a table with "
+                        f"--labels (or --set surveys.{survey}.labels={{}} for a catalogue of embeddings only)")  # fmt: skip
 
 
 def describe(labels: LabelSet) -> dict[str, Any]:

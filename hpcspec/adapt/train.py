@@ -160,7 +160,7 @@ def _fit(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, train: np
         encoder = [p for n, p in adapted.model.named_parameters() if n.startswith(("embed", "encoder", "norm."))]
         groups.append({"params": encoder, "lr": settings.encoder_lr})
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, settings.steps))
+    base = [group["lr"] for group in optimizer.param_groups]
     frozen = {} if full else _encoded_frozen(adapted, items, train)
 
     def batches() -> Iterator[tuple[Batch | Encoded, Targets]]:
@@ -178,8 +178,14 @@ def _fit(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, train: np
 
     adapted.train()
     adapted.model.train(full)
-    shown, losses = time.monotonic(), []
-    for step, (given, target) in zip(range(1, settings.steps + 1), prefetch(batches(), 8), strict=False):
+    began = shown = time.monotonic()
+    losses: list[float] = []
+    for step, (given, target) in enumerate(prefetch(batches(), 8), 1):
+        done = step / settings.steps
+        if settings.minutes:
+            done = max(done, (time.monotonic() - began) / (60 * settings.minutes))
+        for group, lr in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = lr * one_cycle(done)
         encoded = adapted.model.encode(given) if isinstance(given, Batch) else given
         loss = head_loss(adapted.head(encoded), target)
         optimizer.zero_grad()
@@ -187,17 +193,19 @@ def _fit(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, train: np
         norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         if torch.isfinite(norm):
             optimizer.step()
-        schedule.step()
         losses.append(loss.item())
-        if time.monotonic() - shown > 10 or step == settings.steps:
+        if time.monotonic() - shown > 10 or done >= 1:
             log.info("adapt: step %d of %d, loss %.3f", step, settings.steps, np.mean(losses))
             shown, losses = time.monotonic(), []
+        if done >= 1:
+            if step < settings.steps:
+                log.warning("adapt: stopped at adapt.minutes, %d of %d steps done", step, settings.steps)
+            return
 
 
-def one_cycle(step: int, steps: int) -> float:
-    """Factor of the learning rate: linear warm-up over a twentieth, then cosine to 0."""
-    warmup = max(1, steps // 20)
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+def one_cycle(done: float) -> float:
+    """Factor of the learning rate when a share `done` of training is over: warm-up over a twentieth, then cosine to 0."""
+    return min(1.0, 20 * done) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def _outputs(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray) -> tuple[np.ndarray, ...]:

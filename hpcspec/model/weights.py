@@ -32,7 +32,8 @@ def load_weights(path: Path, module: nn.Module) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"the weights in {path} are of another model configuration: {str(error).splitlines()[-1].strip()}") from error
+        fault = str(error).splitlines()[-1].strip()
+        raise UserError(f"the weights in {path} are of another model configuration: {fault}") from error
 
 
 def file_hash(path: Path) -> str:

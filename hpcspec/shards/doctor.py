@@ -21,7 +21,8 @@ def examine(folder: Path) -> bool:
     for path in found:
         faults = _faults(path)
         well &= not faults
-        print(f"{'FAIL' if faults else 'ok  '} {path}: " + ("; ".join(faults) + ": delete it and ingest again" if faults else _content(path)))
+        said = "; ".join(faults) + ": delete it and ingest again" if faults else _content(path)
+        print(f"{'FAIL' if faults else 'ok  '} {path}: {said}")
     for stale in sorted(folder.rglob(".*.tmp")):
         print(f"note {stale}: left by a killed task; delete it when nothing is running")
     return well

@@ -210,9 +210,9 @@ class Shard:
         )
         crc = zlib.crc32(repr([(n, int(f[n].attrs["crc32"])) for n in CONTENT]).encode())
         return ShardIndex(
-            self.path, str(f.attrs["survey"], "utf-8"), f["object/id"].asstr()[()].astype(str), f["object/ra"][()], f["object/dec"][()],
-            f["object/healpix"][()], f["object/sn_median"][()], f["object/segments"][()], f["segment/pixels"][()],
-            f["segment/grid"][()], f["segment/first"][()], grids, crc,
+            self.path, str(f.attrs["survey"], "utf-8"), f["object/id"].asstr()[()].astype(str), f["object/ra"][()],
+            f["object/dec"][()], f["object/healpix"][()], f["object/sn_median"][()], f["object/segments"][()],
+            f["segment/pixels"][()], f["segment/grid"][()], f["segment/first"][()], grids, crc,
         )  # fmt: skip
 
     def read(self, index: ShardIndex, start: int, stop: int) -> list[Pixels]:

@@ -107,7 +107,8 @@ def _paths(folder: Path, unit: Unit) -> tuple[Path, Path, Path]:
     return folder / f"{unit.name}.h5", folder / "books" / f"{unit.name}.json", folder / "quarantine" / f"{unit.name}.jsonl"
 
 
-def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str = "none", comm: Any = None, workers: int = 1) -> Counts:
+def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str = "none", comm: Any = None,
+           workers: int = 1) -> Counts:  # fmt: skip
     """Ingest `source` into shards in `folder` and settle the books; shared by the ranks of `comm`, else by worker processes.
 
     Raises UserError for a missing or unwritable folder, or if there is no usable object.
@@ -177,8 +178,8 @@ def settle(survey: str, units: Sequence[Unit], folder: Path, compression: str = 
     log.info("ingest %s: %d rows in = %d objects + %d quarantined", survey, counts.rows_in, counts.objects, counts.quarantined)
     if counts.objects == 0:
         first = next(iter(quarantined_rows(folder)), {})
-        raise UserError(f"no usable {survey} spectrum among {counts.sources} files: {counts.quarantined} objects quarantined, the first because: "
-                        f"{first.get('reason', '')}. Is --survey right?")  # fmt: skip
+        raise UserError(f"no usable {survey} spectrum among {counts.sources} files: {counts.quarantined} objects quarantined, "
+                        f"the first because: {first.get('reason', '')}. Is --survey right?")  # fmt: skip
     return counts
 
 

@@ -18,6 +18,7 @@ SCALARS = ("log10_flux_scale", "log10_sn")
 LOCAL_WIDTH = 121  # three running means of 121 pixels are nearly a Gaussian of σ = 60 pixels
 LIMIT, LOCAL_LIMIT, LOG_ERROR = 20.0, 5.0, (-4.0, 2.0)
 FLOOR = 1e-30
+SIGMA = (1e-12, 1e30)  # what an error over the scale is held within, for float32's sake
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def tokenize(pixels: Pixels, patch: int) -> Tokens:
             continue
         good = ivar > 0
         f = flux.astype(np.float64) / scale
-        s = np.where(good, 1 / np.sqrt(np.where(good, ivar, 1.0).astype(np.float64)), np.inf) / scale
-        level = local_level(f, good)
+        s = np.where(good, np.clip(1 / np.sqrt(np.where(good, ivar, 1.0).astype(np.float64)) / scale, *SIGMA), np.inf)
+        level = local_level(np.clip(f, -LIMIT, LIMIT), good)  # a running sum would carry a spike's rounding errors on
         local = np.where(good, f - level, 0.0) / np.maximum(np.abs(level), 0.1)
         v = np.stack([np.where(good, np.clip(f, -LIMIT, LIMIT), np.clip(level, -LIMIT, LIMIT)),
-                      np.where(good, np.clip(np.log10(np.maximum(s, 1e-12)), *LOG_ERROR), LOG_ERROR[1]),
+                      np.where(good, np.clip(np.log10(s), *LOG_ERROR), LOG_ERROR[1]),
                       np.clip(local, -LOCAL_LIMIT, LOCAL_LIMIT)], axis=1)  # fmt: skip
         t = -(-n // patch)
         pad = t * patch - n

@@ -40,12 +40,12 @@ def content(batch: Batch) -> tuple[bytes, ...]:
     return (batch.objects.tobytes(), str(batch.lengths).encode(), *(t.numpy().tobytes() for t in tensors))
 
 
-@pytest.mark.parametrize("budget", [1, 40, 100, 10_000])
+@pytest.mark.parametrize("budget", [1, 40, 100, 600])
 def test_batches_keep_to_the_budget(index: DataIndex, budget: int) -> None:
-    for batch in islice(training_batches(stream(index), PATCH, budget, 0.5), 20):
+    for batch in islice(training_batches(stream(index), PATCH, budget, 0.5), 12):
         assert len(batch) == 1 or sum(batch.lengths) + len(batch) <= budget
         assert list(batch.lengths) == sorted(batch.lengths) and len(batch.values) == sum(batch.lengths)
-    sizes = [len(b) for b in islice(training_batches(stream(index), PATCH, budget, 0.5), 20)]
+    sizes = [len(b) for b in islice(training_batches(stream(index), PATCH, budget, 0.5), 12)]
     assert max(sizes) == 1 if budget == 1 else max(sizes) > budget // 60
 
 
@@ -75,7 +75,7 @@ def test_resumed_at_any_batch_it_goes_on_bit_for_bit(index: DataIndex) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(before=st.integers(1, LANES), after=st.integers(1, LANES), budget=st.integers(1, 80), data=st.data())
-def test_over_a_resume_each_object_comes_once(index: DataIndex, before: int, after: int, budget: int, data: st.DataObject) -> None:
+def test_each_object_comes_once_over_a_resume(index: DataIndex, before: int, after: int, budget: int, data: st.DataObject):
     """Ranks that are at unlike places, at a batch boundary each, go on as another number of ranks."""
     delivered: Counter[int] = Counter()
     states = []

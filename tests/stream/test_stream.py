@@ -187,7 +187,7 @@ def test_a_data_set_can_t_be_dealt_to_too_many(case: Case) -> None:
         replace(case, selected=np.zeros(len(case.index), bool)).rank()
 
 
-@pytest.mark.parametrize("changed", [{"pixels": 13}, {"grids": ("linear",)}, {"ra": 10.0}, {"object_id": "another"}, {"number": 9}])
+@pytest.mark.parametrize("changed", [{"pixels": 13}, {"grids": ("linear",)}, {"ra": 10.0}, {"object_id": "new"}, {"number": 9}])
 def test_the_fingerprint_changes_with_the_data(tmp_path: Path, changed: dict[str, Any]) -> None:
     def fingerprint(folder: str, number: int = 0, **changed: Any) -> str:
         one = spectrum(number, **{"pixels": 12, **changed})

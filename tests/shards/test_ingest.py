@@ -141,13 +141,15 @@ def test_one_file_with_an_object_twice_that_came_before(simulated: Path, tmp_pat
 
 def test_an_object_given_up_for_its_copy_comes_back_when_the_copy_goes(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first, *_, last = apogee(files)
-    shutil.copy(last, files / "a.fits")  # sorts first, so its shard keeps the object and the later one gives it up
+    shutil.copy(apogee(files)[-1], files / "a.fits")  # sorts first, so its shard keeps the object and the later one gives it up
     before = balanced(ingest("apogee", files, out, ONE_EACH), out)
     assert (before.objects, before.quarantined) == (6, 1)
-    (files / "a.fits").write_bytes(b"")
+    old = times(out)
+    (files / "a.fits").write_text("no FITS" * 1000)
     after = balanced(ingest("apogee", files, out, ONE_EACH), out)
-    assert (after.objects, after.quarantined) == (6, 1) and reasons(out) == [("a.fits", "empty file")]
+    assert (after.objects, after.quarantined) == (6, 1) and [name for name, _ in reasons(out)] == ["a.fits"]
+    changed = {Path(name).stem for name, at in times(out).items() if old[name] != at}
+    assert changed == {"apogee-00000", "apogee-00006"}
 
 
 @pytest.mark.parametrize("lost", [["apogee-00002.h5"], ["books/apogee-00001.json"], ["quarantine/apogee-00000.jsonl"],

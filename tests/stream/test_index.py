@@ -33,6 +33,11 @@ def test_an_object_and_its_repeats_are_on_one_side(sky: DataIndex, seed: int, sh
     np.testing.assert_array_equal(held[: OBJECTS // 2], held[OBJECTS // 2 :])
 
 
+def test_other_data_move_no_object_to_the_other_side(sky: DataIndex) -> None:
+    for some in (sky.shards[:1], sky.shards[1:], sky.shards[::-1]):
+        np.testing.assert_array_equal(DataIndex(some).sky_fraction(4)[: OBJECTS // 2], sky.sky_fraction(4)[: OBJECTS // 2])
+
+
 def test_the_share_of_the_sky_is_uniform_and_depends_on_the_seed(sky: DataIndex) -> None:
     fractions = np.concatenate([sky.sky_fraction(seed)[: OBJECTS // 2] for seed in range(50)])
     counts = np.histogram(fractions, bins=10, range=(0, 1))[0]

@@ -148,6 +148,11 @@ class Training(Section):
     threads: int = Field(default=1, ge=1)
     """CPU threads of a rank where there is no GPU."""
 
+    def says(self) -> dict[str, Any]:
+        """The settings that the weights depend on."""
+        how = {"threads", "ranks", "log_every", "keep", "prefetch", "save_every", "max_nonfinite"}
+        return self.model_dump(mode="json", exclude=how)
+
 
 class Adapt(Section):
     """Heads for classes and parameters on the pretrained encoder."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from hpcspec.cluster.executors import JobFailed, Step, run_here, sbatch_text, submit_slurm
 from hpcspec.cluster.run import Release, Run, newest_trained, release
 from hpcspec.cluster.site import default_executor, load_site
-from hpcspec.cluster.stages import adapt_key, ingest_key, merge_key, pretrain_key, simulate_key
+from hpcspec.cluster.stages import adapt_key, has_head, ingested, merge_key, pretrain_key, simulate_key
 from hpcspec.cluster.summary import show_status, show_summary
 from hpcspec.config import Config, load, named_file, read_yaml, validated
 from hpcspec.config import Survey as SurveySection
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--input", type=Path, help="folder with the survey's files (default: the run's)")
         sub.add_argument("--output", type=Path, help="where to publish (default: in the run folder)")
     status = verbs.add_parser("status", help="how far a run is", description="how far a run is")
-    status.add_argument("run", type=Path, nargs="?", help="run folder (default: the newest)")
+    status.add_argument("run", type=Path, nargs="?", help="run folder (default: the newest trained one)")
     check = verbs.add_parser(
         "validate", help="check a published catalogue", description="check a published catalogue, line by line"
     )
@@ -131,7 +131,7 @@ def training_steps(run: Run, config: Config, last: str) -> list[Step]:
     if config.simulate and not run.done("simulate", simulate_key(config)):
         steps.append(Step("simulate"))
     for name in config.surveys:
-        if steps or not run.done(f"ingest-{name}", ingest_key(config, release(run, config, name))):
+        if steps or not ingested(run, config, release(run, config, name)):
             steps.append(Step("ingest", {"survey": name}))
     if last == "ingest":
         return steps
@@ -148,7 +148,7 @@ def catalog_steps(
     """The steps from files to the published catalogue that are not done."""
     named = {"survey": work.survey, **arguments}
     steps = []
-    if fresh_input and not run.done(work.marker("ingest"), ingest_key(config, work)):
+    if fresh_input and not ingested(run, config, work):
         steps.append(Step("ingest", named))
     published = (work.out / f"hpcspec-{work.survey}.fits").is_file() and (work.out / "SHA256SUMS").is_file()
     if before or steps or not published or not run.done(work.marker("merge"), merge_key(run, config, work)):
@@ -204,6 +204,8 @@ def pipeline(args: argparse.Namespace) -> None:
 
 def catalog(args: argparse.Namespace) -> None:
     """The verbs catalog and merge."""
+    from hpcspec.catalog.merge import check_folder
+
     reader(args.survey)
     if args.run is None:
         run = newest_trained(RUNS)
@@ -231,6 +233,7 @@ def catalog(args: argparse.Namespace) -> None:
             work.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't write to {work.out}: {error.strerror}: give another --output") from error
+        check_folder(work.out, args.survey)
         if not os.access(work.out, os.W_OK):
             raise UserError(f"can't write to {work.out}: permission denied: give another --output")
         if args.set:
@@ -238,16 +241,17 @@ def catalog(args: argparse.Namespace) -> None:
     arguments = {} if work.own else {"source": str(work.source), "output": str(work.out)}
     steps = [Step("merge", {"survey": args.survey, **arguments})]
     if args.verb == "catalog":
-        steps = training_steps(run, config, "adapt") if work.own else _adapt_step(run, config)
+        if work.own and run.done(work.marker("ingest")) and not ingested(run, config, work):
+            raise UserError(f"the {args.survey} files in {work.source} are not those that {run.path} was trained on: name them "
+                            "with --input and publish with --output, or train again with pipeline")  # fmt: skip
+        steps = [] if has_head(run) else [Step("adapt")]
+        if steps:
+            check_inputs(config, labels=True)
         steps += catalog_steps(run, config, work, bool(steps), arguments, not work.own)
     execute(args, run, config, steps)
     done = run.done(work.marker("merge"))
     if done and (work.out / "SHA256SUMS").is_file() and not args.dry_run:
         print(f"{done['rows']} rows, {done['quarantined']} quarantined: {work.out / f'hpcspec-{args.survey}.fits'}")
-
-
-def _adapt_step(run: Run, config: Config) -> list[Step]:
-    return [] if run.done("adapt", adapt_key(run, config)) else [Step("adapt")]
 
 
 def status(args: argparse.Namespace) -> None:
@@ -279,6 +283,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns 0, 1 for a failed job or check, 2 for a mistake of the user's, 130 when interrupted."""
     args = parser().parse_args(arguments)
     try:
+        if "site" in args:  # its environment says where the surveys' files are
+            for name, value in load_site(args.site).environment.items():
+                os.environ.setdefault(name, value)
         return VERBS[args.verb](args) or 0
     except UserError as error:
         if args.debug:

@@ -21,6 +21,9 @@ from hpcspec.shards.format import Shard
 from hpcspec.stream.index import DataIndex
 from hpcspec.surveys.base import FAULTS, reason_of
 
+WARNINGS = {"zwarning", "zwarn"}
+NO_CLASS = {"", "unknown", "nan", "none", "null", "--"}
+
 
 @dataclass(frozen=True)
 class LabelSet:
@@ -102,7 +105,13 @@ def _own_columns(index: DataIndex, survey: str) -> pa.Table:
             tables.append(pa.table({"object_id": pa.array(shard.ids.tolist(), pa.string()), **meta}))
     text = {f.name for t in tables for f in t.schema if pa.types.is_string(f.type)}  # in some shards, then in all
     alike = [t.cast(pa.schema([(f.name, pa.string() if f.name in text else f.type) for f in t.schema])) for t in tables]
-    return pa.concat_tables(alike, promote_options="permissive")
+    table = pa.concat_tables(alike, promote_options="permissive")
+    for warning in sorted(WARNINGS & set(table.column_names)):  # the survey doubts its own class and redshift
+        sure = pc.fill_null(pc.equal(table.column(warning), 0), True)
+        for name in {"class", "subclass", "z"} & set(table.column_names):
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, pc.if_else(sure, table.column(name), None))
+    return table
 
 
 def wanted(labels: Labels) -> bool:
@@ -126,26 +135,26 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
         members = np.flatnonzero(survey_of == survey)
         if not wanted(labels) or not len(members):
             continue
+        own = _own_columns(index, survey)
+        given = "" if labels.path else " (no label table was given with --labels)"
+        tables = [(own, "object_id", f"the {survey} files{given}")]
         if labels.path:
-            table, key, where = read_table(Path(labels.path), labels.key), labels.key, f"label table {labels.path}"
-        else:
-            table, key = _own_columns(index, survey), "object_id"
-            where = f"the {survey} files (no label table was given with --labels)"
-        sources.append(where)
-        row = {k: i for i, k in reversed(list(enumerate(table.column(key).to_pylist())))}
-        at = np.array([row.get(i, -1) for i in ids[members].tolist()])
-        known, rows = members[at >= 0], at[at >= 0]
+            tables.insert(0, (read_table(Path(labels.path), labels.key), labels.key, f"label table {labels.path}"))
+        sources.append(tables[0][2])
+        joined = [_Joined(table, key, where, ids, members) for table, key, where in tables]
         if labels.object_class:
-            if labels.object_class not in table.column_names:
-                raise UserError(f"{where} has no column {labels.object_class!r}: it has {', '.join(table.column_names[:20])}")
-            column = table.column(labels.object_class).cast(pa.string()).to_pylist()
-            classes[known] = [(column[r] or "").strip() for r in rows]
+            found = _holding(joined, labels.object_class)
+            classes[found.known] = [c if c.lower() not in NO_CLASS else "" for c in found.words(labels.object_class)]
         for parameter, column_name in labels.parameters.items():
-            numbers = _numbers(table, column_name, where, labels.missing)[rows]
-            if parameter.endswith("_err"):
-                errors[parameter.removesuffix("_err")][known] = np.nan_to_num(np.maximum(numbers, 0))
+            is_error = parameter.endswith("_err")
+            if is_error and not any(column_name in j.table.column_names for j in joined):
+                continue  # a table without errors: they count as 0
+            found = _holding(joined, column_name)
+            numbers = _numbers(found.table, column_name, found.where, labels.missing)[found.rows]
+            if is_error:
+                errors[parameter.removesuffix("_err")][found.known] = np.nan_to_num(np.maximum(numbers, 0))
             else:
-                values[parameter][known] = numbers
+                values[parameter][found.known] = numbers
     out = LabelSet(classes.astype(str), values, errors)
     if sources and not out.classes and not any(np.isfinite(v).any() for v in values.values()):
         raise UserError(f"no object has a label: no identifier in {' or '.join(sources)} is among the {n} ingested objects "
@@ -153,18 +162,42 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
     return out
 
 
+class _Joined:
+    """A label table against the objects: `known` (k,) numbers of the members it has, `rows` (k,) theirs in the table."""
+
+    def __init__(self, table: pa.Table, key: str, where: str, ids: np.ndarray, members: np.ndarray):
+        self.table, self.where = table, where
+        row = {k: i for i, k in reversed(list(enumerate(table.column(key).to_pylist())))}
+        at = np.array([row.get(i, -1) for i in ids[members].tolist()])
+        self.known, self.rows = members[at >= 0], at[at >= 0]
+
+    def words(self, column: str) -> list[str]:
+        """A column as text, for the known members."""
+        values = self.table.column(column).cast(pa.string()).to_pylist()
+        return [(values[r] or "").strip() for r in self.rows]
+
+
+def _holding(tables: list[_Joined], column: str) -> _Joined:
+    """The first of the tables that has a column: the label table, else the survey's own files."""
+    for table in tables:
+        if column in table.table.column_names:
+            return table
+    raise UserError(f"{tables[0].where} has no column {column!r}: it has {', '.join(tables[0].table.column_names[:20])}")
+
+
 def check_labels(survey: str, labels: Labels, own: frozenset[str]) -> None:
     """Refuse a label table, or the lack of one, that can't serve; `own` are the labels the survey's files carry themselves.
 
     Raises UserError for an unreadable table or a missing column, or if there is neither a table nor labels in the files.
     """
-    asked = {*([labels.object_class] if labels.object_class else []), *labels.parameters.values()}
+    named = {c for p, c in labels.parameters.items() if not p.endswith("_err")}
+    asked = {*([labels.object_class] if labels.object_class else []), *named} - own
     if labels.path:
         missing = sorted(asked - set(read_table(Path(labels.path), labels.key).column_names))
         if missing:
             raise UserError(f"label table {labels.path} has no column {', '.join(missing)}: see surveys.{survey}.labels")
-    elif not asked <= own:
-        raise UserError(f"no labels for {survey}: its files don't carry {', '.join(sorted(asked - own))}; give a table with "
+    elif asked:
+        raise UserError(f"no labels for {survey}: its files don't carry {', '.join(sorted(asked))}; give a table with "
                         f"--labels (or --set surveys.{survey}.labels={{}} for a catalogue of embeddings only)")  # fmt: skip
 
 

@@ -56,10 +56,11 @@ def split(index: DataIndex, labelled: np.ndarray, seed: int, adapt: Adapt) -> Sp
     return parts
 
 
-def labelled_objects(labels: LabelSet) -> np.ndarray:
-    """(n,) bool: whether an object has any label."""
-    known = [np.isfinite(v) for v in labels.values.values()]
-    return np.any([labels.object_class != "", *known], axis=0)
+def labelled_objects(labels: LabelSet, task: Task | None = None) -> np.ndarray:
+    """(n,) bool: whether an object has any label, or any that the task uses."""
+    known = [np.isfinite(labels.values[p]) for p in (task.parameters if task else labels.values)]
+    classes = task.classes if task else labels.classes
+    return np.any([np.isin(labels.object_class, classes), *known], axis=0)
 
 
 def packed_budget(items: Mapping[int, Tokens], budget: int) -> Iterator[list[int]]:
@@ -97,8 +98,8 @@ def _noisy(tokens: Tokens, rng: np.random.Generator, noise: float, drop: float) 
     size = rng.uniform(0, noise) if noise else 0.0
     added = np.where(good, np.minimum(np.where(good, sigma, 0), 10 ** LOG_ERROR[1]), 0)
     added = (size * rng.standard_normal(sigma.shape, np.float32) * added).astype(np.float32)
+    values[..., 2] += added / np.maximum(np.abs(values[..., 0]), 0.1)  # the flux is near its local level
     values[..., 0] += added
-    values[..., 2] += added / np.maximum(np.abs(values[..., 0]), 0.1)
     values[..., 1] += np.where(good, 0.5 * np.log10(1 + size**2), 0).astype(np.float32)
     return replace(tokens, values=values, sigma=sigma, coordinates=tokens.coordinates[kept])
 
@@ -122,6 +123,9 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     task = make_task(labels, parts.train)
     if labelled and not task.parameters and not task.classes:
         raise UserError("too few labels for any class (5 objects) or parameter (10 objects): give more labels")
+    if labelled:
+        usable = labelled_objects(labels, task)
+        parts = Split(*(numbers[usable[numbers]] for numbers in (parts.train, parts.calibration, parts.test)))
     adapted = Adapted(model, Head(task, config.model.width, config.model.heads, settings.dropout))
     numbers = np.concatenate([parts.train, parts.calibration, parts.test])
     items = {n: tokenize(p, config.model.patch) for n, p in in_order(index, np.sort(numbers))}

@@ -8,7 +8,6 @@ last: a release without SHA256SUMS is one whose publication was interrupted, and
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from hpcspec.atomic import file_hash, read_json
 from hpcspec.catalog.datamodel import datamodel_page
 from hpcspec.catalog.fits_table import FitsTable
 from hpcspec.catalog.hats_layout import MAX_ROWS, HatsCatalog, partitions
@@ -49,13 +49,11 @@ def published_names(survey: str) -> tuple[str, ...]:
             "provenance.json", "qa", SUMS)  # fmt: skip
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, as hex digits."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def check_folder(out: Path, survey: str) -> None:
+    """Raise UserError if `out` holds the catalogue of another survey, whose files would be replaced."""
+    held = (read_json(out / "provenance.json") or {}).get("survey", survey)
+    if held != survey:
+        raise UserError(f"{out} holds the catalogue of {held}: give another folder for that of {survey}")
 
 
 def release_files(folder: Path, survey: str) -> list[str]:
@@ -79,6 +77,7 @@ def merge(parts: Sequence[Path], out: Path, survey: str, columns: Sequence[Colum
     Raises UserError for parts that are missing, damaged, incomplete, of another model, survey or schema, or that repeat
     an object, for books that don't balance, for a damaged quarantine file, and for a folder that can't be written.
     """
+    check_folder(out, survey)
     dimension = _inspect(parts, survey, columns, provenance, expected_rows)
     quarantined = _read_quarantine(quarantine)
     rows_in = provenance.get("rows_in")
@@ -102,7 +101,7 @@ def merge(parts: Sequence[Path], out: Path, survey: str, columns: Sequence[Colum
         with open(stage / "quarantine.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([QUARANTINE_FIELDS, *quarantined])
         files = release_files(stage, survey)
-        (stage / SUMS).write_text("".join(f"{sha256(stage / name)}  {name}\n" for name in files))
+        (stage / SUMS).write_text("".join(f"{file_hash(stage / name)}  {name}\n" for name in files))
         _publish(stage, out, survey)
     except OSError as error:
         raise UserError(f"can't write the catalogue in {out}: {error.strerror or error}; mend that and merge again") from error

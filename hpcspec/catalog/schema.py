@@ -32,6 +32,7 @@ class Flag(IntFlag):
     CLASS_AMBIGUOUS = 8, "No class is clearly the most probable."
     EXTRAPOLATED_LABEL = 16, "At least one parameter lies outside the range of the labels it was learned from."
     NOT_APPLICABLE = 32, "At least one parameter has no meaning for this class of object and is NaN."
+    APPROXIMATE_POSITION = 64, "The survey gives the centre of the field, not the position of the object."
 
 
 RECOMMENDED_CUT = Flag.LOW_SN | Flag.FEW_PIXELS | Flag.OUT_OF_TRAINING_RANGE | Flag.CLASS_AMBIGUOUS | Flag.EXTRAPOLATED_LABEL
@@ -111,8 +112,10 @@ def columns(classes: Sequence[str], parameters: Sequence[str]) -> tuple[Column, 
             raise UserError(f"parameter {name!r}: a column name starts with a letter and has letters, digits and _ only")
     ucd, limits = "stat.probability;src.class", (0.0, 1.0)
     found = [*_POSITION, _SN]
-    found.append(Column("class", "U", "", "src.class", "Most probable class" if classes else "Empty: no classes were adapted"))
-    found.append(Column("class_prob", "f4", "", ucd, "Probability of the class", limits, nullable=not classes))
+    said = {0: "Empty: no classes were adapted", 1: "The only class among the labels: nothing was classified"}
+    found.append(Column("class", "U", "", "src.class", said.get(len(classes), "Most probable class")))
+    chance = "Probability of the class" + (", 1 because the labels have no other" if len(classes) == 1 else "")
+    found.append(Column("class_prob", "f4", "", ucd, chance, limits, nullable=not classes))
     found += [Column(class_column(c), "f4", "", ucd, f"Probability of class {c}", limits, of=c) for c in classes]
     for name in parameters:
         unit, ucd, text, span = PARAMETERS.get(name, ("", "stat.value", f"Parameter {name}, in the unit of its labels", None))

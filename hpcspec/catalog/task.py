@@ -14,12 +14,13 @@ import torch
 from scipy.special import softmax
 
 from hpcspec.adapt.heads import Adapted, Head, Task, physical
+from hpcspec.atomic import file_hash
 from hpcspec.catalog.parts import open_part, provenance_of, write_part
 from hpcspec.catalog.schema import Column, Flag, class_column, columns
 from hpcspec.config import Catalog, Config
 from hpcspec.errors import UserError
 from hpcspec.model.spectral import SpectralModel
-from hpcspec.model.weights import file_hash, load_weights
+from hpcspec.model.weights import load_weights
 from hpcspec.stream.batches import Batch, ordered_batches, prefetch
 from hpcspec.stream.index import DataIndex, open_index
 
@@ -91,6 +92,7 @@ def rows(
         out[ours] = index.joined(theirs)[numbers]
     flags = np.zeros(n, np.int32)
     flags[out["sn_median"] < settings.low_sn] |= Flag.LOW_SN
+    flags[index.joined("approximate")[numbers]] |= Flag.APPROXIMATE_POSITION
     flags[found["pixels"] < settings.few_pixels] |= Flag.FEW_PIXELS
     flags[found["anomaly"] > task.anomaly_limit] |= Flag.OUT_OF_TRAINING_RANGE
     probability = found["probability"].astype(np.float32)
@@ -107,7 +109,7 @@ def rows(
         flags[means & ((value < task.lowest[k]) | (value > task.highest[k]))] |= Flag.EXTRAPOLATED_LABEL
         flags[~means] |= Flag.NOT_APPLICABLE
         out[p], out[f"{p}_err"] = np.where(means, value, np.nan), np.where(means, error, np.nan)
-    bad = ~np.isfinite(found["embedding"]).all(1)
+    bad = ~np.all([np.isfinite(found[k]).all(1) for k in ("embedding", "probability", "value", "error")], axis=0)
     if bad.any():
         raise UserError(
             f"the model gives NaN for object {out['object_id'][bad][0]!r} of {out['survey'][bad][0]}: its weights are damaged"

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from astropy.io import fits
 
+from hpcspec.atomic import file_hash
 from hpcspec.catalog.hats_layout import HEALPIX_ORDER, partition_path
-from hpcspec.catalog.merge import QUARANTINE_FIELDS, SUMS, published_names, release_files, sha256
+from hpcspec.catalog.merge import QUARANTINE_FIELDS, SUMS, published_names, release_files
 from hpcspec.catalog.row_checks import Faults, check_rows, id_digest
 from hpcspec.catalog.schema import Column, arrow_schema, columns, embedding_columns
 from hpcspec.errors import UserError
@@ -120,7 +121,7 @@ class _Release:
             listed[name] = digest
         found = release_files(self.folder, self.survey)
         faults = [f"{n} is not listed" for n in found if n not in listed] + [f"{n} is missing" for n in listed if n not in found]
-        faults += [f"{n} has changed" for n in found if n in listed and sha256(self.folder / n) != listed[n]]
+        faults += [f"{n} has changed" for n in found if n in listed and file_hash(self.folder / n) != listed[n]]
         Faults.unless(not faults, "; ".join(faults[:5]))
         return f"{len(listed)} files as in {SUMS}"
 

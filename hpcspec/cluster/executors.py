@@ -41,12 +41,12 @@ class Step:
         return f"{self.name}-{task}" if self.tasks else self.name
 
 
-def slurm_parameters(step: Step, site: Site, after: Sequence[str] = ()) -> dict[str, Any]:
+def slurm_parameters(step: Step, run: Run, site: Site, after: Sequence[str] = ()) -> dict[str, Any]:
     """sbatch's parameters for a step, in submitit's names."""
     need = site.resources(step.stage)
     srun = [*site.srun, f"--cpus-per-task={need.cpus_per_task}"]  # from 22.05 on srun doesn't take it from sbatch
     parameters: dict[str, Any] = {
-        "job_name": f"hpcspec-{step.name}", "nodes": need.nodes, "ntasks_per_node": need.tasks_per_node,
+        "job_name": f"hpcspec-{run.path.resolve().name}-{step.name}", "nodes": need.nodes, "ntasks_per_node": need.tasks_per_node,
         "cpus_per_task": need.cpus_per_task, "time": need.minutes, "stderr_to_stdout": True, "srun_args": srun,
         "array_parallelism": site.array_parallelism, "wckey": "",
     }  # fmt: skip
@@ -54,9 +54,12 @@ def slurm_parameters(step: Step, site: Site, after: Sequence[str] = ()) -> dict[
                 "constraint": site.constraint, "mem": need.mem, "gpus_per_node": need.gpus_per_node or None,
                 "setup": site.shell() or None}  # fmt: skip
     parameters |= {k: v for k, v in optional.items() if v}
+    # singleton: the same command typed twice must not run the same stage of a run twice at the same time (the tasks of an
+    # array share a name, and may)
+    dependency = [*(["afterok:" + ":".join(after)] if after else []), *([] if step.tasks else ["singleton"])]
     additional: dict[str, Any] = {"kill-on-invalid-dep": "yes"}
-    if after:
-        additional["dependency"] = "afterok:" + ":".join(after)
+    if dependency:
+        additional["dependency"] = ",".join(dependency)
     return parameters | {"additional_parameters": additional}
 
 
@@ -65,7 +68,7 @@ def sbatch_text(step: Step, run: Run, site: Site, after: Sequence[str] = ()) -> 
     folder = submitit_folder(run, step)
     command = " ".join([shlex.quote(sys.executable), "-u -m submitit.core._submit", shlex.quote(str(folder))])
     count = {"map_count": step.tasks} if step.tasks > 1 else {}
-    return _make_sbatch_string(command=command, folder=folder, **slurm_parameters(step, site, after), **count)
+    return _make_sbatch_string(command=command, folder=folder, **slurm_parameters(step, run, site, after), **count)
 
 
 def submitit_folder(run: Run, step: Step) -> Path:
@@ -79,8 +82,8 @@ def submit_slurm(steps: Sequence[Step], run: Run, site: Site) -> list[tuple[Step
     out = []
     for step in steps:
         try:
-            executor = submitit.SlurmExecutor(folder=submitit_folder(run, step), max_num_timeout=10)
-            executor.update_parameters(**slurm_parameters(step, site, after))
+            executor = submitit.SlurmExecutor(folder=submitit_folder(run, step))
+            executor.update_parameters(**slurm_parameters(step, run, site, after))
             jobs = _submit(executor, step, run)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, RuntimeError, OSError) as error:
             raise UserError(f"sbatch refused {step.name}: {' '.join(str(error).split())[-300:]}") from error
@@ -91,11 +94,12 @@ def submit_slurm(steps: Sequence[Step], run: Run, site: Site) -> list[tuple[Step
 
 
 def _submit(executor: Any, step: Step, run: Run) -> list[submitit.Job[None]]:
-    calls = [(step.stage, str(run.path.resolve()), task) for task in range(max(1, step.tasks))]
+    folder = str(run.path.resolve())
     if not step.tasks:
-        return [executor.submit(run_stage, *calls[0], **step.arguments)]
+        return [executor.submit(run_stage, step.stage, folder, **step.arguments)]
     with executor.batch():
-        return [executor.submit(run_stage, *call, **step.arguments) for call in calls]
+        # The number of tasks goes along: the configuration may be another when they start.
+        return [executor.submit(run_stage, step.stage, folder, t, tasks=step.tasks, **step.arguments) for t in range(step.tasks)]
 
 
 def run_here(steps: Sequence[Step], run: Run, config: Config, kind: str) -> None:

@@ -96,6 +96,15 @@ class Run:
         """Note that a stage is finished."""
         write_json(self._marker(stage), {"key": key, "seconds": round(time.time() - began, 2), **content})
 
+    def last_metrics(self) -> dict[str, Any]:
+        """The last whole line of metrics.jsonl, or nothing."""
+        for text in reversed(self.metrics.read_text().splitlines() if self.metrics.is_file() else []):
+            try:
+                return dict(json.loads(text))
+            except json.JSONDecodeError:  # torn by a kill
+                continue
+        return {}
+
     def error(self, stage: str, message: str | None = None) -> str | None:
         """Note, or with no message read and forget, the mistake of the user that ended a stage."""
         path = self.path / "state" / f"{stage}.error"
@@ -150,6 +159,11 @@ class Release:
     def own(self) -> bool:
         """Whether this is the catalogue of the files that the run itself ingested."""
         return self.shards == self.run.shards(self.survey)
+
+    def made(self, path: Path) -> bool:
+        """Whether a file below the input was made by this run or catalogue, so it is no input."""
+        return any(path.is_relative_to(folder) and not self.source.is_relative_to(folder)
+                   for folder in (self.run.path.resolve(), self.out.resolve()))  # fmt: skip
 
     def marker(self, stage: str) -> str:
         """The name of a stage's marker in the run's state."""

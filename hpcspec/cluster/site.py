@@ -28,6 +28,17 @@ class Resources(Section):
     """Overrides the site's."""
 
 
+class Stages(Section):
+    """The stages; one task on one node for an hour unless the site says otherwise."""
+
+    simulate: Resources = Resources()
+    ingest: Resources = Resources()
+    pretrain: Resources = Resources()
+    adapt: Resources = Resources()
+    catalog: Resources = Resources()
+    merge: Resources = Resources()
+
+
 class Site(Section):
     """One cluster."""
 
@@ -45,12 +56,13 @@ class Site(Section):
     """Arguments of srun."""
     array_parallelism: int = Field(default=64, ge=1)
     """Array tasks at the same time."""
-    stages: dict[str, Resources] = Field(default_factory=dict)
-    """Resources of ingest, pretrain, adapt, catalog and merge."""
+    stages: Stages = Stages()
+    """Resources of each stage."""
 
     def resources(self, stage: str) -> Resources:
-        """What a stage asks for; one task on one node unless the site says otherwise."""
-        return self.stages.get(stage, Resources())
+        """What a stage asks for."""
+        found: Resources = getattr(self.stages, stage)
+        return found
 
     def shell(self) -> list[str]:
         """The lines that prepare a job's shell."""

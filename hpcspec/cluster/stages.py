@@ -14,12 +14,14 @@ from typing import Any
 
 import submitit
 
+from hpcspec.atomic import file_hash
 from hpcspec.cluster.run import Release, Run, digest, files_key, release, versions
 from hpcspec.comm import on_root, world
 from hpcspec.config import Config
 from hpcspec.errors import Stopped, UserError
 from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import ingest
+from hpcspec.surveys import reader
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +62,36 @@ def simulate_key(config: Config) -> str:
 
 def ingest_key(config: Config, work: Release) -> str:
     """What an ingest depends on: the files' names, sizes and times, and how they are cut into shards."""
-    paths = sorted(p for p in work.source.rglob("*") if p.is_file()) if work.source.is_dir() else []
+    try:
+        paths = [p for s in reader(work.survey).discover(work.source) if not work.made(s.paths[0]) for p in s.paths]
+    except UserError:  # nothing there (yet)
+        paths = []
     return digest(str(work.source), files_key(paths), config.ingest.shard_mib, config.ingest.compression)
+
+
+def ingested(run: Run, config: Config, work: Release) -> bool:
+    """Whether the shards of these files, as they are now, are there."""
+    marker = run.done(work.marker("ingest"), ingest_key(config, work))
+    return marker is not None and len(shard_paths(work.shards)) == marker["shards"]
 
 
 def pretrain_key(run: Run, config: Config) -> str:
     """What pretraining depends on."""
     data = {s: (run.done(f"ingest-{s}") or {}).get("fingerprint") for s in config.surveys}
-    return digest(data, config.model.model_dump(), config.training.model_dump(), config.seed, config.adapt.held_out)
+    return digest(data, config.model.model_dump(), config.training.says(), config.seed, config.adapt.held_out)
 
 
 def adapt_key(run: Run, config: Config) -> str:
     """What the head depends on."""
-    tables = [Path(s.labels.path) for s in config.surveys.values() if s.labels.path]
-    labels = {n: s.labels.model_dump() for n, s in config.surveys.items()}
-    return digest((run.done("pretrain") or {}).get("weights"), labels, files_key(tables), config.adapt.model_dump(), config.seed)
+    tables = [file_hash(Path(s.labels.path)) for s in config.surveys.values() if s.labels.path]
+    labels = {n: s.labels.model_dump(exclude={"path"}) for n, s in config.surveys.items()}
+    return digest((run.done("pretrain") or {}).get("weights"), labels, tables, config.adapt.model_dump(), config.seed)
+
+
+def has_head(run: Run) -> bool:
+    """Whether the run has a head for its pretrained weights."""
+    head, trained = run.done("adapt"), run.done("pretrain")
+    return head is not None and trained is not None and head["encoder"] == trained["weights"]
 
 
 def merge_key(run: Run, config: Config, work: Release) -> str:
@@ -111,22 +128,20 @@ def ingest_stage(run: Run, config: Config, survey: str, source: str | None = Non
         return
     work = release(run, config, survey, source, output)
     began, stage = time.time(), work.marker("ingest")
-    key = on_root(comm, lambda: ingest_key(config, work))
-    if on_root(comm, lambda: run.done(stage, key)):
+    key, done = on_root(comm, lambda: (ingest_key(config, work), ingested(run, config, work)))
+    if done:
         return
-    counts = ingest(
-        survey, work.source, work.shards, config.ingest.shard_mib, config.ingest.compression, comm, config.ingest.tasks
-    )
+    need = config.ingest
+    counts = ingest(survey, work.source, work.shards, need.shard_mib, need.compression, comm, need.tasks, work.made)
     if comm is None or comm.rank == 0:
         from hpcspec.stream.index import open_index
 
-        fingerprint = open_index(shard_paths(work.shards)).fingerprint
-        run.mark(stage, key, began, fingerprint=fingerprint, **vars(counts))
+        shards = shard_paths(work.shards)
+        run.mark(stage, key, began, fingerprint=open_index(shards).fingerprint, shards=len(shards), **vars(counts))
 
 
 def pretrain_stage(run: Run, config: Config, **_: Any) -> None:
     """Train on every rank of this job; goes on from the newest checkpoint."""
-    from hpcspec.model.weights import file_hash
     from hpcspec.training.pretrain import pretrain
 
     began, key = time.time(), pretrain_key(run, config)
@@ -148,7 +163,7 @@ def adapt_stage(run: Run, config: Config, **_: Any) -> None:
     if not run.weights.is_file():
         raise UserError(f"{run.path} has no pretrained weights: run pretrain first")
     task = adapt(config, [p for s in config.surveys for p in shard_paths(run.shards(s))], run.weights, run.adapted)
-    run.mark("adapt", key, began, classes=list(task.classes), parameters=list(task.parameters))
+    run.mark("adapt", key, began, encoder=file_hash(run.weights), classes=list(task.classes), parameters=list(task.parameters))
 
 
 def catalog_stage(run: Run, config: Config, survey: str, task: int = 0, tasks: int | None = None, source: str | None = None,
@@ -198,6 +213,8 @@ def run_stage(stage: str, folder: str, task: int = 0, **arguments: Any) -> None:
     comm, rank = world(), rank_here()
     label = "-".join([stage, *filter(None, [arguments.get("survey")])]) + (f"-{task}" if stage == "catalog" else "")
     start_log(run, label, rank)
+    if rank == 0:
+        run.error(label)  # of an earlier try
     try:
         STAGES[stage](run, run.config(), task=task, **arguments)
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ from rich.table import Table
 
 from hpcspec.cluster.run import Run, release
 from hpcspec.config import Config
-
-STAGES = ("simulate", "ingest", "pretrain", "adapt", "merge")
 
 
 def _seconds(run: Run, config: Config) -> list[tuple[str, dict[str, Any] | None]]:
@@ -43,7 +40,7 @@ def _print_summary(console: Console, run: Run, config: Config, wall: float) -> N
     for name, marker in _seconds(run, config):
         if marker:
             keys = ("rows_in", "objects", "quarantined", "rows", "step", "loss", "spectra_s")
-            times.add_row(name, f"{marker['seconds']:.0f}", ", ".join(f"{k} {marker[k]:.4g}" for k in keys if k in marker))
+            times.add_row(name, f"{marker['seconds']:.0f}", ", ".join(f"{k} {_number(marker[k])}" for k in keys if k in marker))
     console.print(times)
     for survey in config.surveys:
         work = release(run, config, survey)
@@ -51,6 +48,10 @@ def _print_summary(console: Console, run: Run, config: Config, wall: float) -> N
             size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
             console.print(f"{path}{'/' if path.is_dir() else ''}  {size / 2**20:.2f} MiB", highlight=False, soft_wrap=True)
     console.print(f"run folder {run.path}; this command took {wall:.0f} s", highlight=False, soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def show_status(run: Run, config: Config) -> None:
@@ -63,8 +64,7 @@ def show_status(run: Run, config: Config) -> None:
             shown.add_row(name, "done", f"{marker['seconds']:.0f} s")
         elif error.is_file():
             shown.add_row(name, "failed", error.read_text())
-        elif name == "pretrain" and run.metrics.is_file() and (lines := run.metrics.read_text().splitlines()):
-            last = json.loads(lines[-1])
+        elif name == "pretrain" and (last := run.last_metrics()):
             shown.add_row(name, "under way", f"step {last['step']} of {config.training.steps}, loss {last['loss']:.3f}")
         else:
             shown.add_row(name, "to do", _log(run.logs / f"{name}.log"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -34,12 +33,3 @@ def load_weights(path: Path, module: nn.Module) -> None:
     except RuntimeError as error:
         fault = str(error).splitlines()[-1].strip()
         raise UserError(f"the weights in {path} are of another model configuration: {fault}") from error
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, the first 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

@@ -35,6 +35,7 @@ from hpcspec.surveys.spectrum import Arm, Grid, Spectrum
 
 FORMAT, SCHEMA_VERSION = "hpcspec-shard", 1
 CHUNK = (1 << 20) // 4
+FIELD_CENTRE = "field centre"  # what readers put into meta["position"] where the survey gives no position of the object
 LIBVER = ("v110", "v110")  # from here on HDF5 has checksums of its own structures too
 CONTENT = ("object/id", "object/healpix", "object/segments", "segment/pixels", "segment/grid", "segment/first", "grid/kind",
            "grid/start", "grid/step", "grid/values", "value/flux", "value/ivar")  # fmt: skip
@@ -137,7 +138,8 @@ def checksum(data: h5py.Dataset) -> int:
 class ShardIndex:
     """What a shard holds, without its pixels: small enough to be read once and broadcast.
 
-    ids (n,) text, healpix (n,) int64, segments (n+1,) int64, pixels (s+1,) int64, grid, first (s,) int32, arm (s,) int8.
+    ids (n,) text, healpix (n,) int64, segments (n+1,) int64, pixels (s+1,) int64, grid, first (s,) int32;
+    approximate (n,) bool: the position is the centre of the field.
     """
 
     path: str
@@ -147,6 +149,7 @@ class ShardIndex:
     dec: np.ndarray
     healpix: np.ndarray
     sn_median: np.ndarray
+    approximate: np.ndarray
     segments: np.ndarray
     pixels: np.ndarray
     grid: np.ndarray
@@ -209,9 +212,11 @@ class Shard:
             for i in range(len(kinds))
         )
         crc = zlib.crc32(repr([(n, int(f[n].attrs["crc32"])) for n in CONTENT]).encode())
+        where = f["meta/position"].asstr()[()] if "meta/position" in f else np.full(len(f["object/ra"]), "object")
+        approximate = np.asarray(where == FIELD_CENTRE, bool)
         return ShardIndex(
             self.path, str(f.attrs["survey"], "utf-8"), f["object/id"].asstr()[()].astype(str), f["object/ra"][()],
-            f["object/dec"][()], f["object/healpix"][()], f["object/sn_median"][()], f["object/segments"][()],
+            f["object/dec"][()], f["object/healpix"][()], f["object/sn_median"][()], approximate, f["object/segments"][()],
             f["segment/pixels"][()], f["segment/grid"][()], f["segment/first"][()], grids, crc,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 from hpcspec.atomic import read_json, write_json, write_text
 from hpcspec.comm import agreed, on_root, rank_and_size
 from hpcspec.errors import UserError
-from hpcspec.shards.format import Shard, write_shard
+from hpcspec.shards.format import SCHEMA_VERSION, Shard, write_shard
 from hpcspec.surveys import reader
 from hpcspec.surveys.base import Quarantined, Source
 from hpcspec.surveys.spectrum import Spectrum
@@ -69,7 +69,7 @@ def plan(sources: Sequence[Source], survey: str, mib: float) -> list[Unit]:
 
 def _unit(number: int, survey: str, sources: list[Source]) -> Unit:
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for s in sources for p in s.paths]
-    return Unit(f"{survey}-{number:05d}", tuple(sources), hashlib.sha256(repr(files).encode()).hexdigest()[:16])
+    return Unit(f"{survey}-{number:05d}", tuple(sources), hashlib.sha256(repr((SCHEMA_VERSION, files)).encode()).hexdigest()[:16])
 
 
 def ingest_unit(unit: Unit, survey: str, folder: Path, compression: str = "none") -> None:
@@ -108,12 +108,18 @@ def _paths(folder: Path, unit: Unit) -> tuple[Path, Path, Path]:
 
 
 def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str = "none", comm: Any = None,
-           workers: int = 1) -> Counts:  # fmt: skip
+           workers: int = 1, leave_out: Callable[[Path], bool] = lambda _: False) -> Counts:  # fmt: skip
     """Ingest `source` into shards in `folder` and settle the books; shared by the ranks of `comm`, else by worker processes.
+
+    leave_out says which files below `source` are not the survey's.
 
     Raises UserError for a missing or unwritable folder, or if there is no usable object.
     """
-    units = on_root(comm, lambda: plan(reader(survey).discover(source), survey, mib))
+
+    def find() -> list[Unit]:
+        return plan([s for s in reader(survey).discover(source) if not leave_out(s.paths[0])], survey, mib)
+
+    units = on_root(comm, find)
     rank, size = rank_and_size(comm)
     mine = units[rank::size]
 

@@ -50,12 +50,14 @@ class DataIndex:
         return np.concatenate(counts)
 
     def sky_fraction(self, seed: int) -> np.ndarray:
-        """(n,) float64 in [0, 1): uniform and the same for all objects of one HEALPix pixel of order 12.
+        """(n,) float64 in [0, 1): uniform and the same for all objects of one HEALPix pixel of order 12 (or, where only the
+        centre of the field is known, for all spectra of one identifier).
 
         A split such as `sky_fraction(seed) < 0.2` never has one object, or its repeats, on both sides.
         """
-        pixel = self.joined("healpix") >> (2 * (29 - SPLIT_ORDER))
-        unique, inverse = np.unique(pixel, return_inverse=True)
+        pixel = (self.joined("healpix") >> (2 * (29 - SPLIT_ORDER))).astype(str)
+        place = np.where(self.joined("approximate"), self.joined("ids"), pixel)
+        unique, inverse = np.unique(place, return_inverse=True)
         hashes = [hashlib.blake2b(f"{seed}:{p}".encode(), digest_size=8).digest() for p in unique.tolist()]
         return (np.array([int.from_bytes(h, "big") >> 11 for h in hashes], np.float64) / 2**53)[inverse]
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpcspec.atomic import write_text
 from hpcspec.comm import world
 from hpcspec.config import Config
 from hpcspec.errors import Stopped, UserError
@@ -71,7 +72,7 @@ def pretrain(config: Config, shards: Sequence[Path], checkpoints: Path, metrics:
                     ranks.rank, ranks.size, comm)  # fmt: skip
     engine = ds.build(config, ranks)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-    fixed = {"model": config.model.model_dump(), "zero_stage": training.zero.stage}
+    fixed = {"model": config.model.model_dump(), "training": {k: v for k, v in training.says().items() if k != "steps"}}
     saved = ds.restore(engine, checkpoints, ranks, fixed)
     step = 0
     if saved:
@@ -145,11 +146,20 @@ def _loop(config: Config, engine: Any, batches: Iterator[Batch], ranks: Ranks, s
     if ranks.rank == 0:
         save_weights(weights, ds.full_weights(engine, checkpoints))
     torch.distributed.barrier()
-    return line
+    return line or (_lines(metrics) or [{}])[-1]
+
+
+def _lines(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that was torn by a kill is left out."""
+    lines = []
+    for text in metrics.read_text().splitlines() if metrics.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
 
 
 def _cut(metrics: Path, step: int) -> None:
     """Drop the lines of steps after `step`: they were not saved and will be done again."""
-    if metrics.is_file():
-        lines = [text for text in metrics.read_text().splitlines(keepends=True) if json.loads(text)["step"] <= step]
-        metrics.write_text("".join(lines))
+    write_text(metrics, "".join(json.dumps(line) + "\n" for line in _lines(metrics) if line["step"] <= step))

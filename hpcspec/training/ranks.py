@@ -45,7 +45,6 @@ class Ranks:
 
 def _rendezvous() -> None:
     """Fill in the environment that `env://` wants from whoever launched us: torchrun, submitit, srun, mpirun or nobody."""
-    import submitit
     from submitit.helpers import TorchDistributedEnvironment
 
     if all(name in os.environ for name in TORCH_ENVIRONMENT):
@@ -56,7 +55,7 @@ def _rendezvous() -> None:
         if int(os.environ["WORLD_SIZE"]) > 1 or comm is None:
             return
     except RuntimeError:  # not in a job
-        assert submitit
+        pass
     rank, size, host = (0, 1, "127.0.0.1") if comm is None else (comm.rank, comm.size, socket.gethostname())
     with socket.socket() as free:
         free.bind(("", 0))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcspec.catalog.merge import STAGE, SUMS, sha256
+from hpcspec.atomic import file_hash
+from hpcspec.catalog.merge import STAGE, SUMS
 from hpcspec.cluster.run import Run
 from hpcspec.cluster.stages import run_stage
 
@@ -65,7 +66,7 @@ class Bench:
 def published(out: Path) -> dict[str, str]:
     """SHA-256 of every published file; `work/` is where the shards and parts are."""
     files = (p for p in sorted(out.rglob("*")) if p.is_file() and p.relative_to(out).parts[0] != "work")
-    return {p.relative_to(out).as_posix(): sha256(p) for p in files}
+    return {p.relative_to(out).as_posix(): file_hash(p) for p in files}
 
 
 def finished(count: int) -> Moment:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from hpcspec.catalog.merge import release_files, sha256
+from hpcspec.atomic import file_hash
+from hpcspec.catalog.merge import release_files
 from hpcspec.catalog.row_checks import wrong_healpix
 from hpcspec.catalog.schema import Flag
 from hpcspec.catalog.validate import Check, report, validate
@@ -27,7 +28,7 @@ Plant = Callable[[Path], None]
 
 def resign(folder: Path) -> None:
     """Checksums for the files as they now are, so that only the planted fault remains to be found."""
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in release_files(folder, "apogee")]
+    lines = [f"{file_hash(folder / name)}  {name}\n" for name in release_files(folder, "apogee")]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 

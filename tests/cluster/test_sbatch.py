@@ -106,7 +106,7 @@ def test_what_a_site_says_reaches_the_script(tmp_path: Path) -> None:
                 stages=stages)  # fmt: skip
     lines = sbatch_text(Step("pretrain"), Run(tmp_path), site, ["7", "8"]).splitlines()
     wanted = {"account=me", "qos=long", "constraint=a100", "nodes=3", "ntasks-per-node=4", "gpus-per-node=4", "mem=9GB",
-              "partition=big", "dependency=afterok:7:8", "kill-on-invalid-dep=yes"}  # fmt: skip
+              "partition=big", "dependency=afterok:7:8,singleton", "kill-on-invalid-dep=yes"}  # fmt: skip
     assert {f"#SBATCH --{w}" for w in wanted} <= set(lines)
     setup = lines.index("module load hdf5")
     assert lines[setup : setup + 3] == ["module load hdf5", "export A='it'\\''s'", "ulimit -n 9"]

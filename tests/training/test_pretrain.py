@@ -160,7 +160,7 @@ def test_too_many_of_them_end_the_run(trained: Path) -> None:
     assert not (trained / "hopeless" / "weights.safetensors").exists()
 
 
-@pytest.mark.parametrize(("name", "said"), [("wider", "another model than"), ("restaged", "another zero_stage than"),
+@pytest.mark.parametrize(("name", "said"), [("wider", "another model than"), ("restaged", "another training than"),
                                             ("reseeded", "the data or the configuration changed")])  # fmt: skip
 def test_a_checkpoint_of_another_configuration_is_refused(trained: Path, name: str, said: str) -> None:
     assert said in error(trained / name)

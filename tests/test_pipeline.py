@@ -69,6 +69,7 @@ def test_run_folder(tiny: Tiny, submit: Submit) -> None:
         assert all(np.isfinite(line[key]) and line[key] != 0 for line in lines), key
     assert all(0 <= line["data_wait"] <= 1 for line in lines)
     stages = {"ingest-desi", "ingest-apogee", "pretrain", "adapt", "merge-desi", "merge-apogee"}
+    stages |= {f"catalog-{survey}-{task}" for survey in ("desi", "apogee") for task in range(2)}
     assert {p.stem for p in (tiny.run / "state").glob("*.json")} == stages and not list((tiny.run / "state").glob("*.error"))
     logs = {p.stem for p in (tiny.run / "logs").glob("*.log")}
     assert logs == {s for s in stages} | {f"catalog-{s}-{t}" for s in COUNTS for t in (0, 1)}

@@ -110,7 +110,7 @@ def held_out_report(
         other = baseline(config, index, labels, task, parts.train, test)
     surveys = sorted(set(index.survey[test].tolist()))
     groups = {"all": np.ones(len(test), bool)} | ({s: index.survey[test] == s for s in surveys} if len(surveys) > 1 else {})
-    counts = {name: len(getattr(parts, name)) for name in ("train", "calibration", "test")}
+    counts = {"train": len(parts.train), "calibration": len(parts.calibration), "held_out": len(parts.test)}
     out: dict[str, Any] = {"baseline": config.adapt.baseline, "baseline_seconds": time.monotonic() - began, "objects": counts}
     out["parameters"] = {g: {} for g in groups}
     out["classes"] = {}

@@ -132,13 +132,14 @@ def plan(index: DataIndex, config: Config) -> list[Piece]:
     return cut_pieces(index.tokens(config.model.patch), config.catalog.pieces)
 
 
-def catalog_task(config: Config, shards: Sequence[Path], predictor: Predictor, parts: Path, task: int, tasks: int) -> None:
-    """Do the pieces task, task+tasks, … that are not done yet."""
+def catalog_task(config: Config, shards: Sequence[Path], predictor: Predictor, parts: Path, task: int, tasks: int) -> int:
+    """Do the pieces task, task+tasks, … that are not done yet; returns how many objects these were."""
     settings = config.catalog
     torch.set_num_threads(settings.threads)
     index = open_index(shards)
     flagging = settings.model_dump_json(include={"low_sn", "few_pixels", "ambiguous"})
     provenance = {"model_hash": predictor.hash, "data": index.fingerprint, "flagging": flagging}
+    objects = 0
     for piece in plan(index, config)[task::tasks]:
         path = parts / f"{piece.name}.parquet"
         if is_done(path, {**provenance, "piece": f"{piece.start}-{piece.stop}"}):
@@ -155,4 +156,6 @@ def catalog_task(config: Config, shards: Sequence[Path], predictor: Predictor, p
         table = rows(index, np.concatenate(numbers), joined, predictor.task, settings)
         write_part(path, table, {**provenance, "piece": f"{piece.start}-{piece.stop}"})
         count = piece.stop - piece.start
+        objects += count
         log.info("catalog: %s written, %d objects, %.0f spectra/s", piece.name, count, count / (time.monotonic() - began))
+    return objects

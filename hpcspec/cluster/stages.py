@@ -171,9 +171,11 @@ def catalog_stage(run: Run, config: Config, survey: str, task: int = 0, tasks: i
     """Array task `task` of `tasks` (catalog.tasks if not given) of the catalogue."""
     from hpcspec.catalog.task import Predictor, catalog_task
 
-    work = release(run, config, survey, source, output)
+    began, work = time.time(), release(run, config, survey, source, output)
     predictor = Predictor(config, run.weights, run.adapted)
-    catalog_task(config, shard_paths(work.shards), predictor, work.parts, task, tasks or config.catalog.tasks)
+    objects = catalog_task(config, shard_paths(work.shards), predictor, work.parts, task, tasks or config.catalog.tasks)
+    if objects or not run.done(f"{work.marker('catalog')}-{task}"):
+        run.mark(f"{work.marker('catalog')}-{task}", predictor.hash, began, objects=objects)
 
 
 def merge_stage(run: Run, config: Config, survey: str, source: str | None = None, output: str | None = None, **_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,21 @@ from hpcspec.config import Config
 
 def _seconds(run: Run, config: Config) -> list[tuple[str, dict[str, Any] | None]]:
     names = [*(["simulate"] if config.simulate else []), *(f"ingest-{s}" for s in config.surveys), "pretrain", "adapt",
-             *(f"merge-{s}" for s in config.surveys)]  # fmt: skip
-    return [(name, run.done(name)) for name in names]
+             *(f"{stage}-{s}" for s in config.surveys for stage in ("catalog", "merge"))]  # fmt: skip
+    return [(name, run.done(name) if not name.startswith("catalog-") else _tasks(run, name, config)) for name in names]
+
+
+def _tasks(run: Run, name: str, config: Config) -> dict[str, Any] | None:
+    """The array tasks of a catalogue together: seconds and objects summed, once all are done."""
+    tasks = [run.done(f"{name}-{task}") for task in range(config.catalog.tasks)]
+    done = [t for t in tasks if t]
+    return {k: sum(t[k] for t in done) for k in ("seconds", "objects")} if len(done) == len(tasks) else None
 
 
 def show_summary(run: Run, config: Config, wall: float) -> None:
     """Files written, accuracy on held-out objects beside the baseline's, time per stage; also written to summary.txt."""
     with open(run.path / "summary.txt", "w") as file:
-        for console in (Console(), Console(file=file, width=140)):
+        for console in (Console(width=None if sys.stdout.isatty() else 140), Console(file=file, width=140)):
             _print_summary(console, run, config, wall)
 
 
@@ -66,11 +74,11 @@ def show_status(run: Run, config: Config) -> None:
             shown.add_row(name, "failed", error.read_text())
         elif name == "pretrain" and (last := run.last_metrics()):
             shown.add_row(name, "under way", f"step {last['step']} of {config.training.steps}, loss {last['loss']:.3f}")
+        elif name.startswith("catalog-"):
+            parts = len(list(release(run, config, name.partition("-")[2]).parts.glob("*.parquet")))
+            shown.add_row(name, "to do", f"{parts} of at most {config.catalog.pieces} parts written")
         else:
             shown.add_row(name, "to do", _log(run.logs / f"{name}.log"))
-    for survey in config.surveys:
-        parts = len(list(release(run, config, survey).parts.glob("*.parquet")))
-        shown.add_row(f"catalog-{survey}", f"{parts} of at most {config.catalog.pieces} parts", "")
     console.print(shown)
 
 

@@ -150,6 +150,7 @@ def pretrain_stage(run: Run, config: Config, **_: Any) -> None:
     shards = [p for s in config.surveys for p in shard_paths(run.shards(s))]
     last = pretrain(config, shards, run.checkpoints, run.metrics, run.weights)
     if int(os.environ["RANK"]) == 0:
+        last.pop("seconds", None)  # of the last interval
         run.mark("pretrain", key, began, weights=file_hash(run.weights), **last)
 
 

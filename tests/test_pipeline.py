@@ -77,7 +77,7 @@ def test_run_folder(tiny: Tiny, submit: Submit) -> None:
         (tiny.run / "checkpoints").glob("*/complete.json")
     )
     status = submit("status", tiny.run)[1]
-    assert status.count("done") >= len(stages) and "to do" not in status
+    assert status.count("done") == 8 and "to do" not in status  # the array tasks of a catalogue are one row
 
 
 def test_a_second_run_finds_everything_done(tiny: Tiny, submit: Submit) -> None:

@@ -139,17 +139,17 @@ def held_out_report(
 
 
 def table(report: dict[str, Any]) -> list[list[str]]:
-    """Rows (header first) of the accuracy on held-out objects, robust and plain scatter, beside the baseline's."""
+    """Rows (header first) of the accuracy on held-out objects, robust and plain scatter, and the baseline's if there is one."""
     other = report["baseline"]
-    rows = [["survey", "quantity", "objects", "MAD", "std", f"{other} MAD", f"{other} std", "within 1 error"]]
+    beside = [] if other == "none" else [f"{other} MAD", f"{other} std"]
+    rows = [["survey", "quantity", "objects", "MAD", "std", *beside, "within 1 error"]]
     for group, lines in report["parameters"].items():
         for name, x in lines.items():
-            beside = x.get("baseline", {})
-            shown = [f"{v:.4g}" if v is not None else "-" for v in (x["mad"], x["std"], beside.get("mad"), beside.get("std"))]
+            both = [x, x.get("baseline", {})] if beside else [x]
+            shown = [f"{y[k]:.4g}" if k in y else "-" for y in both for k in ("mad", "std")]
             rows.append([group, name, str(x["n"]), *shown, f"{100 * x['within_1_error']:.0f} %"])
         if group in report["classes"]:
             x = report["classes"][group]
-            beside = x.get("baseline_accuracy")
-            right = "-" if beside is None else f"{100 * beside:.1f} %"
-            rows.append([group, "class, correct", str(x["n"]), f"{100 * x['accuracy']:.1f} %", "", right, "", ""])
+            right = [f"{100 * x[k]:.1f} %" if k in x else "-" for k in ("accuracy", "baseline_accuracy")]
+            rows.append([group, "class, correct", str(x["n"]), right[0], "", *([right[1], ""] if beside else []), ""])
     return rows

@@ -7,6 +7,7 @@ ones do, but it is no model atmosphere, and results on such spectra are to be re
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -111,7 +112,7 @@ def stellar_depth(wavelength: np.ndarray, lsf: np.ndarray, air: Atmosphere, broa
 
 
 @dataclass(frozen=True)
-class Object:
+class Object(ABC):
     """What is known of every object: ICRS position (degrees), E(B-V), flux amplitude at 6500 Å (1e-17 erg/s/cm²/Å)."""
 
     ra: float
@@ -122,22 +123,22 @@ class Object:
     kind = ""
 
     @property
+    @abstractmethod
     def z(self) -> float:
         """Redshift (for a star v/c)."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def labels(self) -> Mapping[str, float]:
         """The labels that apply: teff, logg, fe_h for a star, z for the others."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rest(self, wavelength: np.ndarray, lsf: np.ndarray) -> np.ndarray:
         """Flux (n,) in arbitrary unit at rest wavelengths (n,), Å, with lines as wide as the sigma `lsf` (n,), Å, says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def level(self) -> float:
         """The smooth flux at the reference wavelength, in the unit of `rest`."""
-        raise NotImplementedError
 
     def flux(self, wavelength: np.ndarray, lsf: np.ndarray, frame: str = "observed") -> np.ndarray:
         """Noiseless flux (n,), 1e-17 erg/s/cm²/Å, at increasing vacuum wavelengths (n,), Å.

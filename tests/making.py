@@ -13,7 +13,8 @@ from hpcspec.stream.batches import Batch, collate, hide
 from hpcspec.stream.index import DataIndex, open_index
 from hpcspec.stream.tokens import tokenize
 from hpcspec.surveys.base import FLAM
-from hpcspec.surveys.spectrum import Arm, Grid, Spectrum, make_arm, table_grid
+from hpcspec.surveys.grids import Grid, table_grid
+from hpcspec.surveys.observation import Arm, Observation, make_arm
 
 # Every kind of wavelength grid, with a first pixel in the optical.
 GRIDS: dict[str, tuple[Grid, int]] = {
@@ -34,21 +35,21 @@ def make(grid: str, pixels: int, seed: Sequence[int] = (0,), name: str = "") -> 
     return make_arm(name or grid, *GRIDS[grid], flux, rng.uniform(5, 15, pixels), rng.random(pixels) < 0.05)
 
 
-def spectrum(number: int = 0, grids: Sequence[str] = ("log10",), pixels: int = 120, **changed: object) -> Spectrum:
+def spectrum(number: int = 0, grids: Sequence[str] = ("log10",), pixels: int = 120, **changed: object) -> Observation:
     """An object with one arm for each of `grids`; `number` makes it unlike the others, `changed` replaces its fields."""
     rng = np.random.default_rng([number, 1])
     arms = tuple(make(grid, pixels, (number, i), f"{grid}-{i}") for i, grid in enumerate(grids))
     given = {"object_id": f"object-{number:04d}", "survey": "sdss", "ra": rng.uniform(0, 360), "dec": rng.uniform(-80, 80),
              "arms": arms, "flux_unit": FLAM, "frame": "observed", "meta": {"plate": 4000 + number}}  # fmt: skip
-    return Spectrum(**{**given, **changed})  # type: ignore[arg-type]
+    return Observation(**{**given, **changed})  # type: ignore[arg-type]
 
 
-def pixels_of(one: Spectrum) -> Pixels:
+def pixels_of(one: Observation) -> Pixels:
     """What a shard would give for this object."""
     return Pixels(tuple((a.wavelength, a.flux, a.ivar) for a in one.arms))
 
 
-def shard(path: Path, spectra: Iterable[Spectrum], compression: str = "none", survey: str = "sdss") -> Path:
+def shard(path: Path, spectra: Iterable[Observation], compression: str = "none", survey: str = "sdss") -> Path:
     """A shard of these objects, the books beside it; they come from two files in turn."""
     rows = [(s, i % 2, i // 2) for i, s in enumerate(spectra)]
     write_shard(path, rows, ["a.fits", "b.fits"], survey, INPUTS, compression)
@@ -65,7 +66,7 @@ def dataset(folder: Path, counts: Sequence[int], pixels: int = 40, **changed: ob
                        for i, some in enumerate(numbers)])  # fmt: skip
 
 
-def stored(path: Path) -> list[tuple[Spectrum, int, int]]:
+def stored(path: Path) -> list[tuple[Observation, int, int]]:
     """Everything in a shard."""
     with Shard(path) as opened:
         return list(opened.spectra())
@@ -78,7 +79,7 @@ def batch(objects: Sequence[Pixels], patch: int, mask: float = 0.0) -> Batch:
     return collate(range(len(tokens)), tokens, hidden)
 
 
-def unlike(a: Spectrum, b: Spectrum) -> list[str]:
+def unlike(a: Observation, b: Observation) -> list[str]:
     """The fields in which two spectra differ, to the last bit."""
     fields = ("object_id", "survey", "ra", "dec", "flux_unit", "frame", "meta")
     names = [f for f in fields if getattr(a, f) != getattr(b, f)]

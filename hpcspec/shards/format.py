@@ -31,7 +31,8 @@ from astropy_healpix import HEALPix
 
 from hpcspec.atomic import replacing
 from hpcspec.errors import UserError
-from hpcspec.surveys.spectrum import Arm, Grid, Spectrum
+from hpcspec.surveys.grids import Grid
+from hpcspec.surveys.observation import Arm, Observation
 
 FORMAT, SCHEMA_VERSION = "hpcspec-shard", 1
 CHUNK = (1 << 20) // 4
@@ -54,7 +55,7 @@ def healpix29(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
 
 def write_shard(
     path: Path,
-    spectra: Sequence[tuple[Spectrum, int, int]],
+    spectra: Sequence[tuple[Observation, int, int]],
     sources: Sequence[str],
     survey: str,
     inputs: str,
@@ -245,7 +246,7 @@ class Shard:
         f = self.file
         return list(f["source/path"].asstr()[()]), f["object/source"][()], f["object/row"][()]
 
-    def spectra(self) -> Iterator[tuple[Spectrum, int, int]]:
+    def spectra(self) -> Iterator[tuple[Observation, int, int]]:
         """Every object as it was given to `write_shard`."""
         index, meta, f = self.index(), self.meta(), self.file
         names = list(f["arm/name"].asstr()[()])
@@ -258,7 +259,7 @@ class Shard:
                 for s, (_, flux, ivar) in zip(segments, pixels.arms, strict=True)
             )
             values: Mapping[str, Any] = {k: _value(v[i]) for k, v in meta.items() if _present(v[i])}
-            spectrum = Spectrum(str(index.ids[i]), index.survey, float(index.ra[i]), float(index.dec[i]), arms,
+            spectrum = Observation(str(index.ids[i]), index.survey, float(index.ra[i]), float(index.dec[i]), arms,
                                 units[product[i]], frames[product[i]], values)  # fmt: skip
             yield spectrum, int(source[i]), int(row[i])
 

@@ -26,7 +26,7 @@ from hpcspec.errors import UserError
 from hpcspec.shards.format import SCHEMA_VERSION, Shard, write_shard
 from hpcspec.surveys import reader
 from hpcspec.surveys.base import Quarantined, Source
-from hpcspec.surveys.spectrum import Spectrum
+from hpcspec.surveys.observation import Observation
 
 log = logging.getLogger(__name__)
 REPEATED = "duplicate identifier"
@@ -78,7 +78,7 @@ def ingest_unit(unit: Unit, survey: str, folder: Path, compression: str = "none"
     if shard.is_file() and quarantine.is_file() and (read_json(books) or {}).get("inputs") == unit.inputs:
         return
     books.unlink(missing_ok=True)
-    good: list[tuple[Spectrum, int, int]] = []
+    good: list[tuple[Observation, int, int]] = []
     bad: list[Quarantined] = []
     seen: set[str] = set()
     rows_in = 0

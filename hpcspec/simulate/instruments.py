@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpcspec.simulate.physics import Object
-from hpcspec.surveys.spectrum import air_to_vacuum
+from hpcspec.surveys.grids import air_to_vacuum
 
 APOGEE_START, APOGEE_STEP, APOGEE_PIXELS = 4.179, 6e-6, 8575
 CHIPS = {"a": (322, 3242), "b": (3648, 6048), "c": (6412, 8306)}  # first and last+1 pixel, blue to red

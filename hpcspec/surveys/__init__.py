@@ -1,6 +1,6 @@
 """Readers of survey files, one module per survey, found by name.
 
-A reader is a module with `discover(folder) -> list[Source]` and `read(source) -> Iterator[Spectrum | Quarantined]`.
+A reader is a module with `discover(folder) -> list[Source]` and `read(source) -> Iterator[Observation | Quarantined]`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from hpcspec.errors import UserError
 from hpcspec.surveys.base import Quarantined, Source
-from hpcspec.surveys.spectrum import Spectrum
+from hpcspec.surveys.observation import Observation
 
 SURVEYS = {name: f"hpcspec.surveys.{name}" for name in ("sdss", "desi", "apogee", "galah", "lamost")}
 
@@ -22,13 +22,13 @@ class Reader(Protocol):
     """What a survey's module offers."""
 
     LABELS: frozenset[str]
-    """Names in `Spectrum.meta` that can serve as labels where no label table is given."""
+    """Names in `Observation.meta` that can serve as labels where no label table is given."""
 
     def discover(self, folder: Path) -> list[Source]:
         """The pieces of work in `folder`, sorted; each is read alone."""
         ...
 
-    def read(self, source: Source) -> Iterator[Spectrum | Quarantined]:
+    def read(self, source: Source) -> Iterator[Observation | Quarantined]:
         """The objects of one source; every object comes out once, as a spectrum or as a quarantined row."""
         ...
 

@@ -36,7 +36,8 @@ from hpcspec.surveys.base import (
     single_file_sources,
     table_row,
 )
-from hpcspec.surveys.spectrum import Arm, BadSpectrum, Grid, Spectrum, make_arm, table_grid, trimmed
+from hpcspec.surveys.grids import Grid, table_grid
+from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm, trimmed
 
 LABELS: frozenset[str] = frozenset()
 BAD_PIXEL = 0b11111111 | 1 << 14  # BADPIX, CRPIX, SATPIX, UNFIXABLE, BADDARK, BADFLAT, BADERR, NOSKY; NOT_ENOUGH_PSF
@@ -56,18 +57,18 @@ def discover(folder: Path) -> list[Source]:
     return single_file_sources(folder)
 
 
-def read(source: Source) -> Iterator[Spectrum | Quarantined]:
+def read(source: Source) -> Iterator[Observation | Quarantined]:
     """The one star of a file, an arm for each chip that has a good pixel."""
     path = source.paths[0]
     name = ID_IN_NAME.search(path.name)
     yield from guarded(path, name[1] if name else "", lambda: _spectrum(path, name[1] if name else ""))
 
 
-def _spectrum(path: Path, name: str) -> Spectrum:
+def _spectrum(path: Path, name: str) -> Observation:
     hdus = open_fits(path)
     header = hdus[0].header
     if len(hdus) < 4 or any(not hdu.is_image or hdu.data is None for hdu in hdus[1:4]):
-        raise BadSpectrum("not an APOGEE spectrum: HDUs 1 to 3 are not images of flux, error and mask")
+        raise BadObject("not an APOGEE spectrum: HDUs 1 to 3 are not images of flux, error and mask")
     row = {}
     if len(hdus) > 4 and isinstance(hdus[4], fits.BinTableHDU) and len(hdus[4].data):
         row = table_row(hdus[4].data, 0, {"APOGEE_ID", "RA", "DEC", *ROW_META.values()})
@@ -79,7 +80,7 @@ def _spectrum(path: Path, name: str) -> Spectrum:
         else:
             arms, product = _visit(hdus), "apVisit"
         ra, dec = position({**row, **{card: header[card] for card in ("RA", "DEC") if card in header}}, ("RA", "DEC"))
-    return Spectrum(
+    return Observation(
         object_id,
         "apogee",
         ra,
@@ -96,7 +97,7 @@ def _on_common_grid(hdus: fits.HDUList) -> tuple[Arm, str]:
     header = hdus[1].header if "CRVAL1" in hdus[1].header else hdus[0].header
     start, step = float(header["CRVAL1"]), float(header.get("CDELT1", 0))
     if not (4.1 < start < 4.3 and 0 < step < 1e-4):
-        raise BadSpectrum(f"not an APOGEE spectrum: CRVAL1={start}, CDELT1={step} is not its grid in log10 wavelength")
+        raise BadObject(f"not an APOGEE spectrum: CRVAL1={start}, CDELT1={step} is not its grid in log10 wavelength")
     flux, error, mask = (np.atleast_2d(hdu.data)[0] for hdu in hdus[1:4])
     normalised = mask.dtype.kind == "f"  # aspcapStar has its model where apStar has its mask
     bad = _bad(flux, error, None if normalised else mask)
@@ -109,9 +110,9 @@ def _visit(hdus: fits.HDUList) -> list[Arm]:
     flux, error, mask = (hdu.data for hdu in hdus[1:4])
     wavelength = hdus[4].data if len(hdus) > 4 and hdus[4].is_image else None
     if flux.ndim != 2 or len(flux) != 3 or wavelength is None or np.mean(np.abs(wavelength - 1.6e4) < 2e3) < 0.5:
-        raise BadSpectrum("not an APOGEE spectrum: no CRVAL1, and not three chips with their wavelengths in HDU 4")
+        raise BadObject("not an APOGEE spectrum: no CRVAL1, and not three chips with their wavelengths in HDU 4")
     if not flux.shape == error.shape == mask.shape == wavelength.shape:
-        raise BadSpectrum(f"flux {flux.shape}, error {error.shape}, mask {mask.shape}, wavelength {wavelength.shape} differ")
+        raise BadObject(f"flux {flux.shape}, error {error.shape}, mask {mask.shape}, wavelength {wavelength.shape} differ")
     bad, ivar = _bad(flux, error, mask), _ivar(error)
     arms = []
     for name, chip in zip(CHIPS, np.argsort(wavelength.mean(axis=1)), strict=True):
@@ -122,9 +123,9 @@ def _visit(hdus: fits.HDUList) -> list[Arm]:
 
 
 def _bad(flux: np.ndarray, error: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """True where a pixel must not be used; the shape of `flux`. Raises BadSpectrum if the shapes differ."""
+    """True where a pixel must not be used; the shape of `flux`. Raises BadObject if the shapes differ."""
     if flux.shape != error.shape or (mask is not None and mask.shape != flux.shape):
-        raise BadSpectrum(
+        raise BadObject(
             f"flux {flux.shape}, error {error.shape} and mask {None if mask is None else mask.shape} differ in length"
         )
     bad = (flux == 0) | ~(error > 0) | (error >= NO_DATA_ERROR)

@@ -20,7 +20,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 
 from hpcspec.errors import UserError
-from hpcspec.surveys.spectrum import BadSpectrum, Spectrum, check
+from hpcspec.surveys.observation import BadObject, Observation, check
 
 FITS_NAMES = re.compile(r"\.fits?(\.(gz|fz|bz2))?$", re.IGNORECASE)
 FAULTS = (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError,
@@ -34,10 +34,12 @@ FLAM = "1e-17 erg / (s cm2 Angstrom)"
 
 @dataclass(frozen=True, order=True)
 class Source:
-    """One piece of reading: a key that is unique in its folder, and the files that belong together."""
+    """One piece of reading: a key that is unique in its folder, the files that belong together (the first holds the
+    objects, others are companions), and whether each epoch is wanted as an observation of its own."""
 
     key: str
     paths: tuple[Path, ...]
+    epochs: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ def opened(path: Path) -> Iterator[fits.HDUList]:
     """An open FITS file whose HDUs are read when asked for, and in which damage that astropy only warns of is an error.
 
     A compressed file is unpacked first, which checks its checksum; one of more than SPOOL bytes goes through $TMPDIR.
-    Raises BadSpectrum for an empty file, any of FAULTS for a truncated or damaged one.
+    Raises BadObject for an empty file, any of FAULTS for a truncated or damaged one.
     """
     if path.stat().st_size == 0:
-        raise BadSpectrum("empty file")
+        raise BadObject("empty file")
     with warnings.catch_warnings(), tempfile.SpooledTemporaryFile(SPOOL) as unpacked:
         warnings.simplefilter("ignore", AstropyWarning)
         warnings.filterwarnings("error", DAMAGE, AstropyWarning)
@@ -89,33 +91,33 @@ def opened(path: Path) -> Iterator[fits.HDUList]:
 
 
 def data_of(hdu: Any) -> Any:
-    """The data of an HDU. Raises BadSpectrum if it has a DATASUM and they don't agree."""
+    """The data of an HDU. Raises BadObject if it has a DATASUM and they don't agree."""
     if hdu.verify_datasum() == 0:
-        raise BadSpectrum(f"damaged file: HDU {hdu.name} doesn't agree with its DATASUM")
+        raise BadObject(f"damaged file: HDU {hdu.name} doesn't agree with its DATASUM")
     return hdu.data
 
 
 def open_fits(path: Path) -> fits.HDUList:
     """A FITS file with all its data read (so nothing is left to fail later); warnings about headers are silenced.
 
-    Raises BadSpectrum with a readable reason for an empty, truncated or damaged file.
+    Raises BadObject with a readable reason for an empty, truncated or damaged file.
     """
     try:
         with opened(path) as hdus:
             for hdu in hdus:
                 data_of(hdu)
             return hdus
-    except BadSpectrum:
+    except BadObject:
         raise
     except FAULTS as error:
-        raise BadSpectrum(f"unreadable FITS file: {reason_of(error)}") from error
+        raise BadObject(f"unreadable FITS file: {reason_of(error)}") from error
 
 
-def guarded(path: Path, object_id: str, build: Callable[[], Spectrum]) -> Iterator[Spectrum | Quarantined]:
+def guarded(path: Path, object_id: str, build: Callable[[], Observation]) -> Iterator[Observation | Quarantined]:
     """One object: the checked spectrum that `build` returns, or a quarantined row with the reason."""
     try:
         yield check(build())
-    except BadSpectrum as bad:
+    except BadObject as bad:
         yield Quarantined(str(path), bad.object_id or object_id, bad.reason)
     except FAULTS as error:
         yield Quarantined(str(path), object_id, reason_of(error))
@@ -123,16 +125,16 @@ def guarded(path: Path, object_id: str, build: Callable[[], Spectrum]) -> Iterat
 
 @contextmanager
 def about(object_id: str) -> Iterator[None]:
-    """Any of FAULTS inside becomes a BadSpectrum of this object."""
+    """Any of FAULTS inside becomes a BadObject of this object."""
     try:
         yield
     except FAULTS as error:
-        raise BadSpectrum(reason_of(error), object_id) from error
+        raise BadObject(reason_of(error), object_id) from error
 
 
 def reason_of(error: Exception) -> str:
     """What the quarantine table says about a fault, in one line."""
-    if isinstance(error, BadSpectrum):
+    if isinstance(error, BadObject):
         return error.reason
     if isinstance(error, AstropyWarning):
         text = f"damaged file: {error}"
@@ -168,7 +170,7 @@ def table_row(table: fits.FITS_rec, row: int, names: Iterable[str]) -> dict[str,
 def position(values: Mapping[str, Any], *names: tuple[str, str]) -> tuple[float, float]:
     """Right ascension and declination, degrees, from the first pair of `names` whose values are finite numbers.
 
-    Raises BadSpectrum if there is none.
+    Raises BadObject if there is none.
     """
     for ra, dec in names:
         try:
@@ -177,4 +179,4 @@ def position(values: Mapping[str, Any], *names: tuple[str, str]) -> tuple[float,
             continue
         if np.all(np.isfinite(found)):
             return found
-    raise BadSpectrum("no position: looked for " + ", ".join("/".join(pair) for pair in names))
+    raise BadObject("no position: looked for " + ", ".join("/".join(pair) for pair in names))

@@ -36,7 +36,8 @@ from hpcspec.surveys.base import (
     reason_of,
     table_row,
 )
-from hpcspec.surveys.spectrum import Arm, BadSpectrum, Grid, Spectrum, linear_grid, make_arm
+from hpcspec.surveys.grids import Grid, linear_grid
+from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def discover(folder: Path) -> list[Source]:
     return found
 
 
-def read(source: Source) -> Iterator[Spectrum | Quarantined]:
+def read(source: Source) -> Iterator[Observation | Quarantined]:
     """The objects of a file in the order of their first rows, one for each TARGETID; sky fibres are quarantined.
 
     If the FIBERMAP is readable and the spectra are not, every object is quarantined with the reason.
@@ -116,31 +117,32 @@ def read(source: Source) -> Iterator[Spectrum | Quarantined]:
 
 def _spectrum(
     target: int, rows: np.ndarray, fibermap: fits.FITS_rec, bands: list[Band], redshift: Mapping[str, str | int | float]
-) -> Spectrum:
+) -> Observation:
     row = table_row(fibermap, int(rows[0]), {*sum(POSITION, ()), *FIBERMAP_META.values()})
     meta = pick(row, FIBERMAP_META)
     if meta.get("objtype") == "SKY":
-        raise BadSpectrum("sky fibre")
+        raise BadObject("sky fibre")
     ra, dec = position(row, *POSITION)
     arms = (band.arm(rows) for band in bands)
-    return Spectrum(str(target), "desi", ra, dec, tuple(a for a in arms if np.any(a.ivar > 0)), FLAM, meta={**meta, **redshift})
+    good = tuple(a for a in arms if np.any(a.ivar > 0))
+    return Observation(str(target), "desi", ra, dec, good, FLAM, meta={**meta, **redshift})
 
 
 def _fibermap(path: Path) -> fits.FITS_rec:
-    """The FIBERMAP. Raises BadSpectrum if this is no DESI file of spectra, or any of FAULTS if it can't be read."""
+    """The FIBERMAP. Raises BadObject if this is no DESI file of spectra, or any of FAULTS if it can't be read."""
     with opened(path) as hdus:
         if "FIBERMAP" not in hdus or not any(hdu.name.endswith("_WAVELENGTH") for hdu in hdus):
-            raise BadSpectrum("not a DESI file of spectra: no FIBERMAP with <ARM>_WAVELENGTH, _FLUX, _IVAR, _MASK")
+            raise BadObject("not a DESI file of spectra: no FIBERMAP with <ARM>_WAVELENGTH, _FLUX, _IVAR, _MASK")
         fibermap = data_of(hdus["FIBERMAP"])
     if "TARGETID" not in fibermap.names or fibermap["TARGETID"].dtype.kind not in "iu" or len(fibermap) == 0:
-        raise BadSpectrum("FIBERMAP has no rows with an integer TARGETID")
+        raise BadObject("FIBERMAP has no rows with an integer TARGETID")
     return fibermap
 
 
 def _bands(path: Path, rows: int) -> list[Band]:
     """All arms of a file; its resolution matrices, most of it, stay unread.
 
-    Raises BadSpectrum for arrays that are missing or don't fit, or any of FAULTS.
+    Raises BadObject for arrays that are missing or don't fit, or any of FAULTS.
     """
     bands = []
     with opened(path) as hdus:
@@ -148,11 +150,11 @@ def _bands(path: Path, rows: int) -> list[Band]:
         for name in (n.removesuffix("_WAVELENGTH") for n in names if n.endswith("_WAVELENGTH")):
             lost = [f"{name}_{part}" for part in ("FLUX", "IVAR", "MASK") if f"{name}_{part}" not in names]
             if lost:
-                raise BadSpectrum(f"arm {name}: HDU {', '.join(lost)} missing")
+                raise BadObject(f"arm {name}: HDU {', '.join(lost)} missing")
             wavelength, flux, ivar, mask = (_array(hdus, f"{name}_{part}") for part in ("WAVELENGTH", "FLUX", "IVAR", "MASK"))
             if not flux.shape == ivar.shape == mask.shape == (rows, wavelength.size):
                 shapes = f"flux {flux.shape}, ivar {ivar.shape}, mask {mask.shape}"
-                raise BadSpectrum(f"arm {name}: {shapes} are not ({rows} fibres, {wavelength.size} wavelengths)")
+                raise BadObject(f"arm {name}: {shapes} are not ({rows} fibres, {wavelength.size} wavelengths)")
             ivar[mask != 0] = 0
             bands.append(Band(name, *linear_grid(wavelength, 3600.0, 0.8), flux, ivar))
     return bands
@@ -161,7 +163,7 @@ def _bands(path: Path, rows: int) -> list[Band]:
 def _array(hdus: fits.HDUList, name: str) -> np.ndarray:
     data = data_of(hdus[name])
     if data is None or not isinstance(data, np.ndarray) or data.dtype.names:
-        raise BadSpectrum(f"HDU {name} is not an image with data")
+        raise BadObject(f"HDU {name} is not an image with data")
     return data
 
 

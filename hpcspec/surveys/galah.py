@@ -19,7 +19,8 @@ import numpy as np
 from astropy.io import fits
 
 from hpcspec.surveys.base import FAULTS, Quarantined, Source, fits_files, guarded, open_fits, pick, plain, position, reason_of
-from hpcspec.surveys.spectrum import Arm, BadSpectrum, Grid, Spectrum, make_arm
+from hpcspec.surveys.grids import Grid
+from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm
 
 LABELS: frozenset[str] = frozenset()
 FILE_NAME = re.compile(r"^(\d{15})([1-4])\.fit", re.IGNORECASE)
@@ -46,7 +47,7 @@ def discover(folder: Path) -> list[Source]:
     return sorted(Source(key, tuple(files[ccd] for ccd in sorted(files))) for key, files in groups.items())
 
 
-def read(source: Source) -> Iterator[Spectrum | Quarantined]:
+def read(source: Source) -> Iterator[Observation | Quarantined]:
     """The one object of a source, with an arm B, G, R, I for each CCD that has a file with a good pixel.
 
     A damaged file quarantines the object, and the row names that file.
@@ -70,33 +71,33 @@ def _arm(path: Path) -> tuple[Arm, fits.Header]:
     header, flux = hdus[0].header, hdus[0].data
     error = next((hdu.data for hdu in hdus[1:] if hdu.name.upper() in ERRORS), None)
     if flux is None or flux.ndim != 1 or error is None:
-        raise BadSpectrum("not a GALAH spectrum: no 1-D primary flux with an extension input_sigma or relative_error")
+        raise BadObject("not a GALAH spectrum: no 1-D primary flux with an extension input_sigma or relative_error")
     lost = [name for name in ("CRVAL1", "CDELT1") if name not in header]
     if lost:
-        raise BadSpectrum(f"no wavelengths: {' and '.join(lost)} missing in the primary header")
+        raise BadObject(f"no wavelengths: {' and '.join(lost)} missing in the primary header")
     name = FILE_NAME.match(path.name)
     camera = ARMS[name[2]] if name else CAMERAS.get(str(header.get("SPECTID")).strip(), "")
     if not camera:
-        raise BadSpectrum("no CCD: neither the file name nor SPECTID tells which")
+        raise BadObject("no CCD: neither the file name nor SPECTID tells which")
     start, step = float(header["CRVAL1"]), float(header["CDELT1"])
     if step <= 0:
-        raise BadSpectrum(f"no wavelengths: CDELT1 is {step}")
+        raise BadObject(f"no wavelengths: CDELT1 is {step}")
     grid = Grid("linear_air", start + (1 - float(header.get("CRPIX1", 1))) * step, step)
     if np.shape(error) != flux.shape:
-        raise BadSpectrum(f"flux {flux.shape} and relative error {np.shape(error)} differ in length")
+        raise BadObject(f"flux {flux.shape} and relative error {np.shape(error)} differ in length")
     sigma = flux.astype(np.float64) * error
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return make_arm(camera, grid, 0, flux, sigma**-2, (flux > 0) & (error <= 0)), header
 
 
-def _spectrum(object_id: str, arms: list[Arm], headers: list[fits.Header]) -> Spectrum:
+def _spectrum(object_id: str, arms: list[Arm], headers: list[fits.Header]) -> Observation:
     header = headers[0]
     written = str(plain(header.get("OBJECT", "")))
     if not object_id and not re.fullmatch(r"\d{15}", written):
-        raise BadSpectrum("no object identifier: neither the file name nor OBJECT is a sobject_id of 15 digits")
+        raise BadObject("no object identifier: neither the file name nor OBJECT is a sobject_id of 15 digits")
     object_id = object_id or written
     where = "object" if any(name in header for pair in POSITIONS["object"] for name in pair) else "field centre"
     ra, dec = position(header, *POSITIONS["object"], *POSITIONS["field centre"])
     good = tuple(arm for arm in arms if np.any(arm.ivar > 0))
     meta = pick(header, META) | {"position": where, "arms": "".join(arm.name for arm in good)}
-    return Spectrum(object_id, "galah", ra, dec, good, "counts", meta=meta)
+    return Observation(object_id, "galah", ra, dec, good, "counts", meta=meta)

@@ -20,7 +20,8 @@ import numpy as np
 from astropy.io import fits
 
 from hpcspec.surveys.base import Quarantined, Source, about, guarded, open_fits, pick, plain, position, single_file_sources
-from hpcspec.surveys.spectrum import BadSpectrum, Spectrum, log_grid, make_arm
+from hpcspec.surveys.grids import log_grid
+from hpcspec.surveys.observation import BadObject, Observation, make_arm
 
 COLUMNS = ("FLUX", "IVAR", "WAVELENGTH", "ANDMASK")
 LABELS = frozenset({"class", "subclass", "z"})
@@ -36,27 +37,27 @@ def discover(folder: Path) -> list[Source]:
     return single_file_sources(folder)
 
 
-def read(source: Source) -> Iterator[Spectrum | Quarantined]:
+def read(source: Source) -> Iterator[Observation | Quarantined]:
     """The one object of a file: one arm, "coadd"."""
     path = source.paths[0]
     yield from guarded(path, "", lambda: _spectrum(path))
 
 
-def _spectrum(path: Path) -> Spectrum:
+def _spectrum(path: Path) -> Observation:
     hdus = open_fits(path)
     header = hdus[0].header
     if "LAMOST" not in f"{header.get('TELESCOP')} {header.get('ORIGIN')} {header.get('DATA_V')}".upper():
-        raise BadSpectrum("not a LAMOST spectrum: neither TELESCOP nor ORIGIN names LAMOST")
+        raise BadObject("not a LAMOST spectrum: neither TELESCOP nor ORIGIN names LAMOST")
     object_id = _object_id(header)
     with about(object_id):
         flux, ivar, wavelength, mask = _vectors(hdus)
         grid, first = log_grid(_loglam(header, wavelength, len(flux)))
         arm = make_arm("coadd", grid, first, flux, ivar, mask != 0)
         if len(arm.flux) != len(wavelength):
-            raise BadSpectrum(f"flux {flux.shape} and wavelength {wavelength.shape} differ in length")
+            raise BadObject(f"flux {flux.shape} and wavelength {wavelength.shape} differ in length")
         ra, dec = position(header, ("RA", "DEC"))
     sn = {ours: name for ours, names in SN.items() for name in names if name in header}
-    return Spectrum(object_id, "lamost", ra, dec, (arm,), "relative", meta=pick(header, META | sn))
+    return Observation(object_id, "lamost", ra, dec, (arm,), "relative", meta=pick(header, META | sn))
 
 
 def _vectors(hdus: fits.HDUList) -> list[np.ndarray]:
@@ -64,14 +65,14 @@ def _vectors(hdus: fits.HDUList) -> list[np.ndarray]:
     image = hdus[0].data
     if image is not None:
         if image.ndim != 2 or len(image) < len(COLUMNS):
-            raise BadSpectrum(f"not a LAMOST low-resolution spectrum: primary image of shape {image.shape}, not (5, n)")
+            raise BadObject(f"not a LAMOST low-resolution spectrum: primary image of shape {image.shape}, not (5, n)")
         return list(image[: len(COLUMNS)])
     if "COADD" not in hdus or not isinstance(hdus["COADD"], fits.BinTableHDU):
-        raise BadSpectrum("not a LAMOST low-resolution spectrum: neither a primary image nor a table COADD")
+        raise BadObject("not a LAMOST low-resolution spectrum: neither a primary image nor a table COADD")
     table = hdus["COADD"].data
     lost = [name for name in COLUMNS if name not in {column.upper() for column in table.names}]
     if lost or len(table) == 0:
-        raise BadSpectrum(f"HDU COADD has {len(table)} rows and lacks columns {lost}")
+        raise BadObject(f"HDU COADD has {len(table)} rows and lacks columns {lost}")
     return [np.atleast_1d(table[name][0]) for name in COLUMNS]
 
 
@@ -83,17 +84,17 @@ def _loglam(header: fits.Header, wavelength: np.ndarray, length: int) -> np.ndar
     for start, step in (("COEFF0", "COEFF1"), ("CRVAL1", "CD1_1")):
         if start in header and step in header:
             return float(header[start]) + float(header[step]) * np.arange(length)
-    raise BadSpectrum("no wavelengths: no wavelength row, and no COEFF0 and COEFF1 in the header")
+    raise BadObject("no wavelengths: no wavelength row, and no COEFF0 and COEFF1 in the header")
 
 
 def _object_id(header: fits.Header) -> str:
     """OBSID; DR1 headers lack it, and the spectrum's name LMJD-PLANID_spXX-FFF, as unique, is used.
 
-    Raises BadSpectrum if neither is there.
+    Raises BadObject if neither is there.
     """
     obsid = str(plain(header.get("OBSID", ""))).removesuffix(".0")
     if obsid.isdigit() and int(obsid) > 0:
         return obsid
     if any(name not in header for name in ("LMJD", "PLANID", "SPID", "FIBERID")):
-        raise BadSpectrum("no object identifier: no OBSID, and not all of LMJD, PLANID, SPID and FIBERID")
+        raise BadObject("no object identifier: no OBSID, and not all of LMJD, PLANID, SPID and FIBERID")
     return f"{int(header['LMJD'])}-{plain(header['PLANID'])}_sp{int(header['SPID']):02d}-{int(header['FIBERID']):03d}"

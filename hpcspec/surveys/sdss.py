@@ -34,7 +34,8 @@ from hpcspec.surveys.base import (
     single_file_sources,
     table_row,
 )
-from hpcspec.surveys.spectrum import BadSpectrum, Spectrum, log_grid, make_arm
+from hpcspec.surveys.grids import log_grid
+from hpcspec.surveys.observation import BadObject, Observation, make_arm
 
 FULLREJECT = 1 << 18  # rejected in extraction
 NOSKY = 1 << 22  # sky level unknown
@@ -61,18 +62,18 @@ def discover(folder: Path) -> list[Source]:
     return single_file_sources(folder)
 
 
-def read(source: Source) -> Iterator[Spectrum | Quarantined]:
+def read(source: Source) -> Iterator[Observation | Quarantined]:
     """The one object of a spec file: one arm, "coadd"."""
     path = source.paths[0]
     name = FILE_NAME.search(path.name)
     yield from guarded(path, _joined(*name.groups()) if name else "", lambda: _spectrum(path))
 
 
-def _spectrum(path: Path) -> Spectrum:
+def _spectrum(path: Path) -> Observation:
     hdus = open_fits(path)
     coadd = _table(hdus, COADD)
     if coadd is None:
-        raise BadSpectrum("not an SDSS spectrum: no coadd table with the columns flux, loglam, ivar and and_mask")
+        raise BadObject("not an SDSS spectrum: no coadd table with the columns flux, loglam, ivar and and_mask")
     header, catalogue = hdus[0].header, _table(hdus, {"CLASS", "Z", "MJD"})
     row = table_row(catalogue, 0, {"SPECOBJID", *META.values(), *sum(ROW_POSITION, ())}) if catalogue is not None else {}
     object_id = _object_id(row, header, path)
@@ -81,10 +82,10 @@ def _spectrum(path: Path) -> Spectrum:
         arm = make_arm("coadd", grid, first, coadd["FLUX"], coadd["IVAR"], (coadd["AND_MASK"] & BAD_PIXEL) != 0)
         try:
             ra, dec = position(row, *ROW_POSITION)
-        except BadSpectrum:
+        except BadObject:
             ra, dec = position(header, ("PLUG_RA", "PLUG_DEC"))
     meta = pick(header, {"plate": "PLATEID", "mjd": "MJD", "fiberid": "FIBERID"}) | pick(row, META)
-    return Spectrum(object_id, "sdss", ra, dec, (arm,), FLAM, meta=meta)
+    return Observation(object_id, "sdss", ra, dec, (arm,), FLAM, meta=meta)
 
 
 def _table(hdus: fits.HDUList, columns: set[str]) -> fits.FITS_rec | None:
@@ -98,7 +99,7 @@ def _table(hdus: fits.HDUList, columns: set[str]) -> fits.FITS_rec | None:
 def _object_id(row: Mapping[str, Any], header: Mapping[str, Any], path: Path) -> str:
     """SPECOBJID (64 bits, as text or integer; SPEC_ID in the header is the same), else plate, MJD and fibre.
 
-    Raises BadSpectrum if nothing identifies the object.
+    Raises BadObject if nothing identifies the object.
     """
     for value in (row.get("SPECOBJID"), header.get("SPEC_ID")):
         text = str(plain(value)) if isinstance(value, str | bytes | int | np.integer) else ""
@@ -109,7 +110,7 @@ def _object_id(row: Mapping[str, Any], header: Mapping[str, Any], path: Path) ->
         if {plate, "MJD", "FIBERID"} <= set(source.keys()):
             return _joined(source[plate], source["MJD"], source["FIBERID"])
     if not named:
-        raise BadSpectrum("no object identifier: no SPECOBJID, no plate, MJD and fibre, and the file name doesn't tell")
+        raise BadObject("no object identifier: no SPECOBJID, no plate, MJD and fibre, and the file name doesn't tell")
     return _joined(*named.groups())
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hpcspec.errors import UserError
 from hpcspec.shards.format import FILTERS, Shard, healpix29, shard_paths, write_shard
 from hpcspec.surveys.base import FLAM
-from hpcspec.surveys.spectrum import Arm, Spectrum
+from hpcspec.surveys.observation import Arm, Observation
 from tests.making import GRIDS, INPUTS, make, shard, spectrum, stored, unlike
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
@@ -24,7 +24,7 @@ METAS = st.fixed_dictionaries({"survey_key": st.integers(-(2**63), 2**63 - 1), "
 
 
 @st.composite
-def objects(draw: st.DrawFn) -> list[Spectrum]:
+def objects(draw: st.DrawFn) -> list[Observation]:
     out = []
     for i in range(draw(st.integers(0, 4))):
         arms = [make(draw(st.sampled_from(list(GRIDS))), draw(st.integers(1, 40)), (i, j), draw(st.sampled_from("brz")))
@@ -36,7 +36,7 @@ def objects(draw: st.DrawFn) -> list[Spectrum]:
 
 @settings(max_examples=40, deadline=None)
 @given(spectra=objects(), compression=st.sampled_from(list(FILTERS)))
-def test_whatever_is_written_comes_back_bit_for_bit(spectra: list[Spectrum], compression: str, tmp_path_factory) -> None:
+def test_whatever_is_written_comes_back_bit_for_bit(spectra: list[Observation], compression: str, tmp_path_factory) -> None:
     path = shard(tmp_path_factory.mktemp("shard") / "sdss-00000.h5", spectra, compression)
     back = stored(path)
     assert [(source, row) for _, source, row in back] == [(i % 2, i // 2) for i in range(len(spectra))]

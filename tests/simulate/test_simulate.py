@@ -17,7 +17,7 @@ from hpcspec.simulate.__main__ import main
 from hpcspec.simulate.instruments import INSTRUMENTS
 from hpcspec.simulate.physics import Star
 from hpcspec.surveys import reader
-from hpcspec.surveys.spectrum import Spectrum
+from hpcspec.surveys.observation import Observation
 
 COUNTS = {"sdss": 12, "desi": 12, "apogee": 6, "galah": 6}
 
@@ -32,12 +32,12 @@ def labels(folder: Path) -> dict[str, dict[str, str]]:
         return {row["object_id"]: row for row in csv.DictReader(stream)}
 
 
-def read(survey: str, folder: Path) -> list[Spectrum]:
+def read(survey: str, folder: Path) -> list[Observation]:
     module = reader(survey)
     found = [item for source in module.discover(folder) for item in module.read(source)]
-    quarantined = [item for item in found if not isinstance(item, Spectrum)]
+    quarantined = [item for item in found if not isinstance(item, Observation)]
     assert not quarantined
-    return [item for item in found if isinstance(item, Spectrum)]
+    return [item for item in found if isinstance(item, Observation)]
 
 
 @pytest.fixture(scope="module")

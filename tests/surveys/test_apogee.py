@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpcspec.surveys import apogee
-from hpcspec.surveys.spectrum import Spectrum
+from hpcspec.surveys.observation import Observation
 from tests.surveys.layouts import CHIP, apstar, apvisit, aspcapstar
 
 
@@ -27,7 +27,7 @@ def test_the_product_is_told_by_its_content(write, product: str, frame: str, uni
         path.rename(tmp_path / "anything.fits")
     (source,) = apogee.discover(tmp_path)
     (star,) = apogee.read(source)
-    assert isinstance(star, Spectrum)
+    assert isinstance(star, Observation)
     assert (star.object_id, star.meta["product"], star.frame, star.flux_unit) == ("2M00452143+1634446", product, frame, unit)
     assert (star.ra, star.dec, star.meta["snr"]) == (11.25, 16.5, 79.0)
     assert [arm.name for arm in star.arms] == ["blue", "green", "red"]
@@ -46,10 +46,10 @@ def test_real_files(real_data: Path) -> None:
         pytest.skip(f"no APOGEE files in {real_data}")
     with (folder / "labels.csv").open(newline="") as f:
         known = {row["apogee_id"] for row in csv.DictReader(f)}
-    stars: dict[str, dict[str, Spectrum]] = {"apStar": {}, "aspcapStar": {}, "apVisit": {}}
+    stars: dict[str, dict[str, Observation]] = {"apStar": {}, "aspcapStar": {}, "apVisit": {}}
     for source in apogee.discover(folder):
         (star,) = apogee.read(source)
-        assert isinstance(star, Spectrum), star
+        assert isinstance(star, Observation), star
         product = str(star.meta["product"])
         assert source.paths[0].name.startswith(product)
         stars[product][star.object_id] = star

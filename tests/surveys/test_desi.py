@@ -10,11 +10,12 @@ import pytest
 
 from hpcspec.surveys import desi
 from hpcspec.surveys.base import Quarantined
-from hpcspec.surveys.spectrum import Grid, Spectrum
+from hpcspec.surveys.grids import Grid
+from hpcspec.surveys.observation import Observation
 from tests.surveys.layouts import BAD, desi_coadd, desi_spectra
 
 
-def objects(folder: Path) -> dict[str, Spectrum | Quarantined]:
+def objects(folder: Path) -> dict[str, Observation | Quarantined]:
     return {found.object_id: found for source in desi.discover(folder) for found in desi.read(source)}
 
 
@@ -51,7 +52,7 @@ def test_a_damaged_redshift_file_costs_the_redshifts_only(tmp_path: Path, caplog
     (tmp_path / "redrock-0-1-thru2.fits").write_bytes(b"broken")
     with caplog.at_level(logging.WARNING):
         found = objects(tmp_path)
-    assert isinstance(found["7"], Spectrum) and "z" not in found["7"].meta
+    assert isinstance(found["7"], Observation) and "z" not in found["7"].meta
     assert "no redshifts from" in caplog.text and "redrock-0-1-thru2.fits" in caplog.text
 
 
@@ -73,12 +74,12 @@ def test_real_files(real_data: Path) -> None:
     sources = {source.paths[0].name: source for source in desi.discover(folder)}
     assert not any(name.startswith("redrock") for name in sources)
     (galaxy,) = desi.read(sources["coadd-4-80613-thru20210324.fits.gz"])
-    assert isinstance(galaxy, Spectrum) and galaxy.object_id == "39633345008634465"
+    assert isinstance(galaxy, Observation) and galaxy.object_id == "39633345008634465"
     assert galaxy.meta["z"] == pytest.approx(0.36874355) and galaxy.meta["spectype"] == "GALAXY"
     assert [len(arm.flux) for arm in galaxy.arms] == [2751, 2326, 2881]
     for name in ("coadd-5-169-thru20210419.fits.gz", "spectra-5-169-thru20210419.fits.gz"):
         found = {o.object_id: o for o in desi.read(sources[name])}
-        assert len(found) == 5 and [k for k, o in found.items() if isinstance(o, Spectrum)] == ["39633300968442591"]
+        assert len(found) == 5 and [k for k, o in found.items() if isinstance(o, Observation)] == ["39633300968442591"]
         assert all("no valid pixel" in o.reason for o in found.values() if isinstance(o, Quarantined))
     quasars = list(desi.read(sources["coadd-1-80693-thru20210204.fits.gz"]))
-    assert len(quasars) == 5 and all(isinstance(o, Spectrum) and len(o.arms) == 3 for o in quasars)
+    assert len(quasars) == 5 and all(isinstance(o, Observation) and len(o.arms) == 3 for o in quasars)

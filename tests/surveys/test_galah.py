@@ -9,7 +9,7 @@ import pytest
 
 from hpcspec.surveys import galah
 from hpcspec.surveys.base import Quarantined
-from hpcspec.surveys.spectrum import Spectrum
+from hpcspec.surveys.observation import Observation
 from tests.surveys.layouts import galah_dr3, galah_six
 
 OBJECT = "161013005401394"
@@ -21,7 +21,7 @@ def test_four_files_are_one_object(write, position: str, ra: float, tmp_path: Pa
     (source,) = galah.discover(tmp_path)
     assert source.key == OBJECT and [p.name[15] for p in source.paths] == list("1234")
     (star,) = galah.read(source)
-    assert isinstance(star, Spectrum) and "".join(arm.name for arm in star.arms) == star.meta["arms"] == "BGRI"
+    assert isinstance(star, Observation) and "".join(arm.name for arm in star.arms) == star.meta["arms"] == "BGRI"
     assert (star.ra, star.meta["position"]) == (ra, position)
 
 
@@ -29,7 +29,7 @@ def test_a_missing_arm_is_absent(tmp_path: Path) -> None:
     galah_dr3(tmp_path)
     (tmp_path / f"{OBJECT}1.fits").unlink()
     (star,) = galah.read(galah.discover(tmp_path)[0])
-    assert isinstance(star, Spectrum) and star.meta["arms"] == "GRI"
+    assert isinstance(star, Observation) and star.meta["arms"] == "GRI"
 
 
 def test_a_damaged_arm_quarantines_the_object_and_is_named(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_real_files(folder: str, count: int, real_data: Path) -> None:
     assert len(sources) == count
     for source in sources:
         (star,) = galah.read(source)
-        assert isinstance(star, Spectrum), star
+        assert isinstance(star, Observation), star
         assert star.object_id == source.paths[0].name[:15] and star.meta["arms"] == "BGRI"
         for arm, low, high in zip(star.arms, (4713, 5648, 6477, 7584), (4905, 5876, 6741, 7891), strict=True):
             assert low < arm.wavelength[0] < arm.wavelength[-1] < high and len(arm.flux) in (4096, 4097)

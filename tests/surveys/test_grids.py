@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpcspec.surveys.spectrum import Arm, Grid, linear_grid, log_grid, trimmed
+from hpcspec.surveys.grids import Grid, linear_grid, log_grid
+from hpcspec.surveys.observation import Arm, trimmed
 
 
 def test_single_precision_multiples_are_a_slice_of_the_common_grid() -> None:

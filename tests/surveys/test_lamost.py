@@ -10,12 +10,13 @@ import pytest
 
 from hpcspec.surveys import lamost
 from hpcspec.surveys.base import Quarantined
-from hpcspec.surveys.spectrum import Grid, Spectrum
+from hpcspec.surveys.grids import Grid
+from hpcspec.surveys.observation import Observation
 from tests.surveys.layouts import lamost_dr1, lamost_image, lamost_table
 from tests.surveys.test_layouts import change
 
 
-def spectra(folder: Path) -> list[Spectrum | Quarantined]:
+def spectra(folder: Path) -> list[Observation | Quarantined]:
     return [found for source in lamost.discover(folder) for found in lamost.read(source)]
 
 
@@ -23,7 +24,7 @@ def spectra(folder: Path) -> list[Spectrum | Quarantined]:
 def test_header_values_have_one_name_in_all_releases(write, tmp_path: Path) -> None:
     write(tmp_path)
     (star,) = spectra(tmp_path)
-    assert isinstance(star, Spectrum) and (star.ra, star.dec) == (158.25, 35.5)
+    assert isinstance(star, Observation) and (star.ra, star.dec) == (158.25, 35.5)
     assert (star.arms[0].grid, star.arms[0].first) == (Grid("log10", 0.0, 1e-4), 35682)
     expected = {"class": "STAR", "subclass": "K5", "z": -2e-4, "lmjd": 58575, "planid": "HD1", "spid": 3, "snrg": 33.9}
     assert expected.items() <= star.meta.items()
@@ -33,7 +34,7 @@ def test_the_stored_wavelengths_count_where_the_header_disagrees(tmp_path: Path)
     lamost_image(tmp_path)
     change(next(tmp_path.iterdir()), lambda hdus: hdus[0].header.update(COEFF0=3.6))
     (star,) = spectra(tmp_path)
-    assert isinstance(star, Spectrum) and star.arms[0].first == 35682
+    assert isinstance(star, Observation) and star.arms[0].first == 35682
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_real_files(folder: str, count: int, table: str, real_data: Path) -> Non
     found = spectra(real_data / folder)
     assert len(found) == count == len({o.object_id for o in found})
     for star in found:
-        assert isinstance(star, Spectrum), star
+        assert isinstance(star, Observation), star
         arm = star.arms[0]
         assert arm.grid.kind == "log10" and abs(arm.grid.start) < 2e-6 and arm.first == 35682
         assert 3699.9 < arm.wavelength[0] < 3700.1 and 8900 < arm.wavelength[-1] < 9101

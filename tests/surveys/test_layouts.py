@@ -12,11 +12,12 @@ from astropy.io import fits
 
 from hpcspec.surveys import SURVEYS, reader
 from hpcspec.surveys.base import Quarantined
-from hpcspec.surveys.spectrum import Spectrum, air_to_vacuum
+from hpcspec.surveys.grids import air_to_vacuum
+from hpcspec.surveys.observation import Observation
 from tests.surveys.layouts import BAD, GOOD, LAYOUTS
 
 
-def read_all(survey: str, folder: Path) -> list[Spectrum | Quarantined]:
+def read_all(survey: str, folder: Path) -> list[Observation | Quarantined]:
     module = reader(survey)
     return [found for source in module.discover(folder) for found in module.read(source)]
 
@@ -28,7 +29,7 @@ def test_a_sound_file_gives_its_objects(name: str, tmp_path: Path) -> None:
     found = read_all(layout.survey, tmp_path)
     assert tuple(o.object_id for o in found) == layout.object_ids
     spectrum = found[0]
-    assert isinstance(spectrum, Spectrum) and spectrum.survey == layout.survey
+    assert isinstance(spectrum, Observation) and spectrum.survey == layout.survey
     arm = spectrum.arms[0]
     assert arm.wavelength[GOOD] == pytest.approx(layout.wavelength, rel=2e-7)
     assert arm.flux[GOOD] == pytest.approx(layout.flux) and arm.ivar[GOOD] == pytest.approx(layout.ivar, rel=1e-6)
@@ -51,7 +52,7 @@ def test_a_gzipped_file_is_read_the_same(name: str, tmp_path: Path) -> None:
     packed = read_all(layout.survey, tmp_path)
     assert [o.object_id for o in packed] == [o.object_id for o in plain]
     for a, b in zip(plain, packed, strict=True):
-        if isinstance(a, Spectrum):
+        if isinstance(a, Observation):
             assert a.meta == b.meta and [x.grid for x in a.arms] == [x.grid for x in b.arms]
             assert all(np.array_equal(x.flux, y.flux) for x, y in zip(a.arms, b.arms, strict=True))
 
@@ -174,7 +175,7 @@ def test_a_missing_keyword_is_named(name: str, card: str, says: str | None, tmp_
     change(first_file(tmp_path), lambda hdus: hdus[0].header.remove(card))
     (found,) = read_all(layout.survey, tmp_path)
     if says is None:
-        assert isinstance(found, Spectrum) and found.object_id == "58575-HD1_sp03-002"
+        assert isinstance(found, Observation) and found.object_id == "58575-HD1_sp03-002"
     else:
         assert isinstance(found, Quarantined) and says in found.reason
 

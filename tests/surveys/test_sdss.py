@@ -11,11 +11,11 @@ from astropy.io import fits
 
 from hpcspec.surveys import sdss
 from hpcspec.surveys.base import Quarantined
-from hpcspec.surveys.spectrum import Spectrum
+from hpcspec.surveys.observation import Observation
 from tests.surveys.layouts import sdss_lite
 
 
-def only(folder: Path) -> Spectrum | Quarantined:
+def only(folder: Path) -> Observation | Quarantined:
     (source,) = sdss.discover(folder)
     (found,) = sdss.read(source)
     return found
@@ -24,7 +24,7 @@ def only(folder: Path) -> Spectrum | Quarantined:
 def test_the_fibres_position_and_the_catalogue_row(tmp_path: Path) -> None:
     sdss_lite(tmp_path)
     found = only(tmp_path)
-    assert isinstance(found, Spectrum)
+    assert isinstance(found, Observation)
     assert (found.ra, found.dec) == (112.5, -3.25)  # not the plate's centre, which the header calls RA and DEC
     assert found.meta == {"plate": 3655, "mjd": 55240, "fiberid": 2, "class": "QSO", "subclass": "BROADLINE", "z": 2.5,
                           "z_err": pytest.approx(1e-3), "zwarning": 4}  # fmt: skip
@@ -63,7 +63,7 @@ def test_real_files_agree_with_their_table(real_data: Path) -> None:
     seen = 0
     for source in sdss.discover(folder):
         (found,) = sdss.read(source)
-        assert isinstance(found, Spectrum), found
+        assert isinstance(found, Observation), found
         row, arm = rows[source.paths[0].name.removesuffix(".gz")], found.arms[0]
         assert found.object_id.isdigit() and len(found.object_id) >= 18
         assert (len(arm.flux), arm.grid.kind, arm.grid.start) == (int(row["npix"]), "log10", 0.0)

@@ -54,16 +54,22 @@ class Survey(Section):
 
     input: str | None = None
     """Folder with the survey's files."""
+    epochs: bool = False
+    """Each epoch (exposure, visit) as an observation of its own, where the files hold them, instead of their combination."""
     labels: Labels = Labels()
 
 
 class Ingest(Section):
     """Survey files to shards."""
 
-    shard_mib: float = Field(default=64, gt=0)
-    """Input files are grouped into shards of about this many MiB of input."""
+    shard_mib: float = Field(default=128, gt=0)
+    """Shards hold about this many MiB of samples."""
     tasks: int = Field(default=2, ge=1)
-    """Tasks (or MPI ranks) that share the work."""
+    """Processes that share the work on this machine; on Slurm the site says how many MPI ranks."""
+    array: int = Field(default=0, ge=0)
+    """Tasks of an array job that reads the files before the MPI job makes shards of them; 0: the MPI job does both."""
+    keep_units: bool = False
+    """Keep what was read of the files beside the shards (as large again), so that files added later are read alone."""
     compression: Literal["none", "blosc", "zstd"] = "none"
     """Filter of flux and ivar (hdf5plugin)."""
 
@@ -134,6 +140,13 @@ class Training(Section):
     """Objects read at once."""
     shuffle_blocks: int = Field(default=8, ge=1)
     """Blocks whose objects are shuffled together."""
+    temperature: float = Field(default=1.0, gt=0)
+    """How surveys are mixed: a survey of n objects gets a share of each epoch as n**(1/temperature). 1 delivers every object
+    once; a high temperature gives every survey the same share."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Passes over a survey's objects in an epoch, beside `temperature`; 1 where a survey is not named."""
+    changed_data: Literal["refuse", "new_epoch"] = "refuse"
+    """What a resumed run does when the shards are not those that it began with."""
     prefetch: int = Field(default=4, ge=1)
     """Batches prepared ahead in the background."""
     save_every: int = Field(default=500, ge=1)
@@ -150,7 +163,7 @@ class Training(Section):
 
     def says(self) -> dict[str, Any]:
         """The settings that the weights depend on."""
-        how = {"threads", "ranks", "log_every", "keep", "prefetch", "save_every", "max_nonfinite"}
+        how = {"threads", "ranks", "log_every", "keep", "prefetch", "save_every", "max_nonfinite", "changed_data"}
         return self.model_dump(mode="json", exclude=how)
 
 

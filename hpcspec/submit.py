@@ -18,6 +18,7 @@ from hpcspec.cluster.summary import show_status, show_summary
 from hpcspec.config import Config, load, named_file, read_yaml, validated
 from hpcspec.config import Survey as SurveySection
 from hpcspec.errors import UserError
+from hpcspec.surveys import labels as own_labels
 from hpcspec.surveys import reader
 
 RUNS = Path("runs")
@@ -122,7 +123,13 @@ def check_inputs(config: Config, labels: bool) -> None:
         if table and not Path(table).is_file():
             raise UserError(f"label table {table} of {name} does not exist: give --labels")
         if labels:
-            check_labels(name, survey.labels, reader(name).LABELS)
+            check_labels(name, survey.labels, own_labels(name, Path(survey.input)))
+
+
+def _ingest_steps(config: Config, arguments: dict[str, str]) -> list[Step]:
+    """The job that makes shards of a survey's files, after an array that reads them if the configuration wants one."""
+    reading = [Step("read", arguments, config.ingest.array)] if config.ingest.array else []
+    return [*reading, Step("ingest", arguments)]
 
 
 def training_steps(run: Run, config: Config, last: str) -> list[Step]:
@@ -132,7 +139,7 @@ def training_steps(run: Run, config: Config, last: str) -> list[Step]:
         steps.append(Step("simulate"))
     for name in config.surveys:
         if steps or not ingested(run, config, release(run, config, name)):
-            steps.append(Step("ingest", {"survey": name}))
+            steps += _ingest_steps(config, {"survey": name})
     if last == "ingest":
         return steps
     if steps or not run.done("pretrain", pretrain_key(run, config)):
@@ -149,7 +156,7 @@ def catalog_steps(
     named = {"survey": work.survey, **arguments}
     steps = []
     if fresh_input and not ingested(run, config, work):
-        steps.append(Step("ingest", named))
+        steps += _ingest_steps(config, named)
     published = (work.out / f"hpcspec-{work.survey}.fits").is_file() and (work.out / "SHA256SUMS").is_file()
     if before or steps or not published or not run.done(work.marker("merge"), merge_key(run, config, work)):
         steps += [Step("catalog", named, config.catalog.tasks), Step("merge", named)]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hpcspec.atomic import write_json
-from hpcspec.shards.format import Pixels, Shard, write_shard
-from hpcspec.stream.batches import Batch, collate, hide
+from hpcspec.shards.format import Shard, write_shard
+from hpcspec.shards.objects import Objects, collect
 from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.stream.tokens import tokenize
+from hpcspec.stream.packing import Packed
+from hpcspec.stream.packing import packed as pack
+from hpcspec.stream.tokens import Batch, tokenize
 from hpcspec.surveys.base import FLAM
 from hpcspec.surveys.grids import Grid, table_grid
 from hpcspec.surveys.observation import Arm, Observation, make_arm
@@ -44,17 +46,25 @@ def spectrum(number: int = 0, grids: Sequence[str] = ("log10",), pixels: int = 1
     return Observation(**{**given, **changed})  # type: ignore[arg-type]
 
 
-def pixels_of(one: Observation) -> Pixels:
-    """What a shard would give for this object."""
-    return Pixels(tuple((a.wavelength, a.flux, a.ivar) for a in one.arms))
+def objects_of(ones: Sequence[Observation]) -> Objects:
+    """What a shard would give for these objects."""
+    return collect([(one, 0, row) for row, one in enumerate(ones)], ["a.fits"])
+
+
+def packed(ones: Sequence[Observation], epoch: int = 0) -> Packed:
+    """All these objects in one pack, numbered in the given order."""
+    return pack(objects_of(ones), np.arange(len(ones)), epoch)
+
+
+def batch(ones: Sequence[Observation], patch: int, mask: float = 0.0) -> Batch:
+    """All these objects in one batch, numbered in the given order, a share `mask` of their tokens hidden."""
+    return tokenize(packed(ones), patch, mask)
 
 
 def shard(path: Path, spectra: Iterable[Observation], compression: str = "none", survey: str = "sdss") -> Path:
-    """A shard of these objects, the books beside it; they come from two files in turn."""
+    """A shard of these objects in the given order; they come from two files in turn."""
     rows = [(s, i % 2, i // 2) for i, s in enumerate(spectra)]
-    write_shard(path, rows, ["a.fits", "b.fits"], survey, INPUTS, compression)
-    books = {"inputs": INPUTS, "sources": 2, "rows_in": len(rows), "objects": len(rows), "quarantined": 0}
-    write_json(path.parent / "books" / f"{path.stem}.json", books)
+    write_shard(path, collect(rows, ["a.fits", "b.fits"]), survey, INPUTS, compression)
     return path
 
 
@@ -68,27 +78,28 @@ def dataset(folder: Path, counts: Sequence[int], pixels: int = 40, **changed: ob
 
 def stored(path: Path) -> list[tuple[Observation, int, int]]:
     """Everything in a shard."""
-    with Shard(path) as opened:
-        return list(opened.spectra())
-
-
-def batch(objects: Sequence[Pixels], patch: int, mask: float = 0.0) -> Batch:
-    """All these objects in one batch, numbered in the given order, a share `mask` of their tokens hidden."""
-    tokens = [tokenize(p, patch) for p in objects]
-    hidden = [hide(len(t.values), mask, (i,)) for i, t in enumerate(tokens)] if mask else None
-    return collate(range(len(tokens)), tokens, hidden)
+    with Shard.open(path) as opened:
+        found = opened.objects()
+        rows = zip(found, found.columns["source"].tolist(), found.columns["row"].tolist(), strict=True)
+        return [(replace(one, survey=opened.info.survey), source, row) for one, source, row in rows]
 
 
 def unlike(a: Observation, b: Observation) -> list[str]:
-    """The fields in which two spectra differ, to the last bit."""
-    fields = ("object_id", "survey", "ra", "dec", "flux_unit", "frame", "meta")
-    names = [f for f in fields if getattr(a, f) != getattr(b, f)]
-    if len(a.arms) != len(b.arms):
-        return [*names, "arms"]
+    """The fields in which two observations differ, to the last bit."""
+    fields = ("object_id", "survey", "flux_unit", "frame", "meta", "scalars")
+    names = [f for f in fields if repr(getattr(a, f)) != repr(getattr(b, f))]
+    names += [f for f in ("ra", "dec") if getattr(a, f) != getattr(b, f) and getattr(a, f) == getattr(a, f)]
+    if (len(a.arms), len(a.curves)) != (len(b.arms), len(b.curves)):
+        return [*names, "arms or curves"]
     for x, y in zip(a.arms, b.arms, strict=True):
         names += [f"{x.name}.{f}" for f in ("name", "grid", "first") if getattr(x, f) != getattr(y, f)]
-        for f in ("flux", "ivar", "wavelength"):
-            u, v = getattr(x, f), getattr(y, f)
-            if u.dtype != v.dtype or u.tobytes() != v.tobytes():
-                names.append(f"{x.name}.{f}")
+        names += [f"{x.name}.{f}" for f in ("flux", "ivar", "wavelength") if _bytes(x, f) != _bytes(y, f)]
+    for u, v in zip(a.curves, b.curves, strict=True):
+        names += [f"{u.band}.{f}" for f in ("band", "unit", "scale") if getattr(u, f) != getattr(v, f)]
+        names += [f"{u.band}.{f}" for f in ("time", "value", "ivar") if _bytes(u, f) != _bytes(v, f)]
     return names
+
+
+def _bytes(measured: object, name: str) -> tuple[str, bytes]:
+    values: np.ndarray = getattr(measured, name)
+    return values.dtype.str, values.tobytes()

@@ -18,6 +18,7 @@ from astropy.table import Column, Table
 from hpcspec.config import Labels, Survey
 from hpcspec.errors import UserError
 from hpcspec.shards.format import Shard
+from hpcspec.shards.objects import texts
 from hpcspec.stream.index import DataIndex
 from hpcspec.surveys.base import FAULTS, reason_of
 
@@ -100,9 +101,9 @@ def _own_columns(index: DataIndex, survey: str) -> pa.Table:
     tables = []
     for shard in index.shards:
         if shard.survey == survey:
-            with Shard(shard.path) as opened:
-                meta = {k: pa.array(v.tolist()) for k, v in opened.meta().items()}
-            tables.append(pa.table({"object_id": pa.array(shard.ids.tolist(), pa.string()), **meta}))
+            with Shard(shard) as opened:
+                columns = {"object_id": opened.column("id"), **opened.meta()}
+            tables.append(pa.table({k: pa.array((texts(v) if v.dtype.kind == "S" else v).tolist()) for k, v in columns.items()}))
     text = {f.name for t in tables for f in t.schema if pa.types.is_string(f.type)}  # in some shards, then in all
     alike = [t.cast(pa.schema([(f.name, pa.string() if f.name in text else f.type) for f in t.schema])) for t in tables]
     table = pa.concat_tables(alike, promote_options="permissive")
@@ -124,7 +125,7 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
 
     Raises UserError for an unreadable table, a missing column, a word where a number should be, or if no object has a label.
     """
-    n, ids, survey_of = len(index), index.joined("ids"), index.survey
+    n, ids, survey_of = len(index), index.column("id"), index.survey
     classes = np.full(n, "", object)
     names = list(dict.fromkeys(p for s in surveys.values() for p in s.labels.parameters if not p.endswith("_err")))
     values = {p: np.full(n, np.nan) for p in names}

@@ -12,10 +12,8 @@ from scipy.special import softmax
 from hpcspec.adapt.heads import Task, physical
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.config import Config
-from hpcspec.shards.format import Pixels
 from hpcspec.stream.batches import in_order
 from hpcspec.stream.index import DataIndex
-from hpcspec.stream.tokens import flux_scale
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +28,21 @@ def pixel_matrix(index: DataIndex, numbers: np.ndarray, reference: np.ndarray | 
     """(wavelengths (m,), flux over its median (n, m) f4): what a baseline sees, interpolated to the grid of the first object
     (a network here doesn't need that); NaN where there is no good pixel near."""
     rows: dict[int, np.ndarray] = {}
-    for number, pixels in in_order(index, np.sort(numbers)):
-        wavelength, flux = _joined(pixels)
-        if reference is None:
-            reference = np.unique(np.concatenate([w for w, _, _ in pixels.arms]))
-        scale = flux_scale(pixels)
-        rows[number] = np.interp(reference, wavelength, flux / scale, left=np.nan, right=np.nan).astype(np.float32)
+    for some, objects in in_order(index, np.sort(numbers)):
+        for i, number in enumerate(some.tolist()):
+            arms = objects.arms(i)
+            wavelength, flux = _joined(arms)
+            if reference is None:
+                reference = np.unique(np.concatenate([w for w, _, _ in arms]))
+            flux = flux / (objects.columns["amplitude"][i] or 1.0)
+            rows[number] = np.interp(reference, wavelength, flux, left=np.nan, right=np.nan).astype(np.float32)
     assert reference is not None
     return reference, np.stack([rows[n] for n in numbers.tolist()])
 
 
-def _joined(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
-    wavelength = np.concatenate([w[i > 0] for w, _, i in pixels.arms])
-    flux = np.concatenate([f[i > 0] for _, f, i in pixels.arms]).astype(np.float64)
+def _joined(arms: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    wavelength = np.concatenate([w[i > 0] for w, _, i in arms])
+    flux = np.concatenate([f[i > 0] for _, f, i in arms]).astype(np.float64)
     order = np.argsort(wavelength)
     return wavelength[order], flux[order]
 

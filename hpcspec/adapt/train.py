@@ -23,9 +23,9 @@ from hpcspec.errors import UserError
 from hpcspec.model.attention import Packing
 from hpcspec.model.spectral import Encoded, SpectralModel
 from hpcspec.model.weights import load_weights, save_weights
-from hpcspec.stream.batches import Batch, collate, in_order, prefetch
+from hpcspec.stream.batches import ordered_batches, prefetch
 from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.stream.tokens import LOG_ERROR, Tokens, tokenize
+from hpcspec.stream.tokens import LOG_ERROR, Batch, Tokens, apart, collate
 
 log = logging.getLogger(__name__)
 WITHIN_ONE_SIGMA = 0.6827
@@ -46,9 +46,10 @@ def split(index: DataIndex, labelled: np.ndarray, seed: int, adapt: Adapt) -> Sp
 
     Raises UserError if a part is empty.
     """
-    held = index.sky_fraction(seed) < adapt.held_out
+    held, trained = index.sky_fraction(seed) < adapt.held_out, index.lowest_fraction(seed) >= adapt.held_out
     calibrating = index.sky_fraction(seed + 1) < adapt.calibration
-    parts = Split(*(np.flatnonzero(labelled & mask) for mask in (~held & ~calibrating, ~held & calibrating, held)))
+    learning = index.lowest_fraction(seed + 1) >= adapt.calibration
+    parts = Split(*(np.flatnonzero(labelled & mask) for mask in (trained & learning, trained & calibrating, held)))
     if min(len(parts.train), len(parts.calibration), len(parts.test)) < 5:
         counts = "/".join(str(len(p)) for p in (parts.train, parts.calibration, parts.test))
         raise UserError(f"{labelled.sum()} labelled objects are too few to train, calibrate and test a head ({counts}, at least "
@@ -128,7 +129,9 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
         parts = Split(*(numbers[usable[numbers]] for numbers in (parts.train, parts.calibration, parts.test)))
     adapted = Adapted(model, Head(task, config.model.width, config.model.heads, settings.dropout))
     numbers = np.concatenate([parts.train, parts.calibration, parts.test])
-    items = {n: tokenize(p, config.model.patch) for n, p in in_order(index, np.sort(numbers))}
+    items: dict[int, Tokens] = {}
+    for batch in ordered_batches(index, np.sort(numbers), config.model.patch, EVALUATION_TOKENS):
+        items |= apart(batch)
     log.info("adapt: labels %s; %d training, %d calibration, %d held-out objects", describe(labels),
              *map(len, (parts.train, parts.calibration, parts.test)))  # fmt: skip
     limit = _fit_anomaly(adapted, {n: items[n] for n in parts.train.tolist()})

@@ -13,7 +13,7 @@ from astropy_healpix import HEALPix
 
 from hpcspec.catalog.ordering import fingerprints, repeated
 from hpcspec.catalog.schema import MAY_LEAVE_RANGE, Column, class_column, labels
-from hpcspec.shards.format import healpix29
+from hpcspec.shards.objects import healpix29
 
 SUM_TOLERANCE = 1e-3  # of probabilities stored as float32
 _MAS = np.radians(1e-3 / 3600)

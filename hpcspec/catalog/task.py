@@ -21,8 +21,9 @@ from hpcspec.config import Catalog, Config
 from hpcspec.errors import UserError
 from hpcspec.model.spectral import SpectralModel
 from hpcspec.model.weights import load_weights
-from hpcspec.stream.batches import Batch, ordered_batches, prefetch
+from hpcspec.stream.batches import ordered_batches, prefetch
 from hpcspec.stream.index import DataIndex, open_index
+from hpcspec.stream.tokens import Batch
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,12 @@ def rows(
 ) -> dict[str, np.ndarray]:
     """Catalogue columns of the objects with these numbers from what the predictor found, in the same order."""
     n = len(numbers)
-    out: dict[str, np.ndarray] = {"object_id": index.joined("ids")[numbers], "survey": index.survey[numbers]}
+    out: dict[str, np.ndarray] = {"object_id": index.column("id")[numbers], "survey": index.survey[numbers]}
     for ours, theirs in (("ra", "ra"), ("dec", "dec"), ("_healpix_29", "healpix"), ("sn_median", "sn_median")):
-        out[ours] = index.joined(theirs)[numbers]
+        out[ours] = index.column(theirs)[numbers]
     flags = np.zeros(n, np.int32)
     flags[out["sn_median"] < settings.low_sn] |= Flag.LOW_SN
-    flags[index.joined("approximate")[numbers]] |= Flag.APPROXIMATE_POSITION
+    flags[index.column("approximate")[numbers] != 0] |= Flag.APPROXIMATE_POSITION
     flags[found["pixels"] < settings.few_pixels] |= Flag.FEW_PIXELS
     flags[found["anomaly"] > task.anomaly_limit] |= Flag.OUT_OF_TRAINING_RANGE
     probability = found["probability"].astype(np.float32)

@@ -32,6 +32,7 @@ class Stages(Section):
     """The stages; one task on one node for an hour unless the site says otherwise."""
 
     simulate: Resources = Resources()
+    read: Resources = Resources()
     ingest: Resources = Resources()
     pretrain: Resources = Resources()
     adapt: Resources = Resources()

@@ -20,8 +20,8 @@ from hpcspec.comm import on_root, world
 from hpcspec.config import Config
 from hpcspec.errors import Stopped, UserError
 from hpcspec.shards.format import shard_paths
-from hpcspec.shards.ingest import ingest
-from hpcspec.surveys import reader
+from hpcspec.shards.ingest import ingest, ingest_units
+from hpcspec.surveys import discover
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,14 @@ def simulate_key(config: Config) -> str:
 def ingest_key(config: Config, work: Release) -> str:
     """What an ingest depends on: the files' names, sizes and times, and how they are cut into shards."""
     try:
-        paths = [p for s in reader(work.survey).discover(work.source) if not work.made(s.paths[0]) for p in s.paths]
+        paths = sorted({p for s in discover(work.survey, work.source) if not work.made(s.paths[0]) for p in s.paths})
     except UserError:  # nothing there (yet)
         paths = []
-    return digest(str(work.source), files_key(paths), config.ingest.shard_mib, config.ingest.compression)
+    return digest(str(work.source), files_key(paths), config.ingest.shard_mib, config.ingest.compression, _epochs(config, work))
+
+
+def _epochs(config: Config, work: Release) -> bool:
+    return work.survey in config.surveys and config.surveys[work.survey].epochs
 
 
 def ingested(run: Run, config: Config, work: Release) -> bool:
@@ -121,6 +125,14 @@ def simulate_stage(run: Run, config: Config, **_: Any) -> None:
     run.mark("simulate", key, began, objects=sum(config.simulate.values()))
 
 
+def read_stage(run: Run, config: Config, survey: str, task: int = 0, tasks: int | None = None, source: str | None = None,
+               output: str | None = None, **_: Any) -> None:  # fmt: skip
+    """Array task `task` of `tasks` (ingest.array if not given) of the reading of a survey's files."""
+    work = release(run, config, survey, source, output)
+    if not ingested(run, config, work):
+        ingest_units(survey, work.source, work.shards, task, tasks or config.ingest.array or 1, _epochs(config, work), work.made)
+
+
 def ingest_stage(run: Run, config: Config, survey: str, source: str | None = None, output: str | None = None, **_: Any) -> None:
     """Survey files to shards; under MPI the ranks share the work, otherwise worker processes do."""
     comm = world()
@@ -132,7 +144,8 @@ def ingest_stage(run: Run, config: Config, survey: str, source: str | None = Non
     if done:
         return
     need = config.ingest
-    counts = ingest(survey, work.source, work.shards, need.shard_mib, need.compression, comm, need.tasks, work.made)
+    counts = ingest(survey, work.source, work.shards, need.shard_mib, need.compression, comm, need.tasks, _epochs(config, work),
+                    need.keep_units, work.made)  # fmt: skip
     if comm is None or comm.rank == 0:
         from hpcspec.stream.index import open_index
 
@@ -205,7 +218,7 @@ def merge_stage(run: Run, config: Config, survey: str, source: str | None = None
 
 
 STAGES: dict[str, Callable[..., None]] = {
-    "simulate": simulate_stage, "ingest": ingest_stage, "pretrain": pretrain_stage, "adapt": adapt_stage,
+    "simulate": simulate_stage, "read": read_stage, "ingest": ingest_stage, "pretrain": pretrain_stage, "adapt": adapt_stage,
     "catalog": catalog_stage, "merge": merge_stage,
 }  # fmt: skip
 
@@ -214,7 +227,7 @@ def run_stage(stage: str, folder: str, task: int = 0, **arguments: Any) -> None:
     """Run one stage of the run in `folder`: what submitit calls, and the programs in jobs/."""
     run = Run(Path(folder))
     comm, rank = world(), rank_here()
-    label = "-".join([stage, *filter(None, [arguments.get("survey")])]) + (f"-{task}" if stage == "catalog" else "")
+    label = "-".join([stage, *filter(None, [arguments.get("survey")])]) + (f"-{task}" if stage in ("read", "catalog") else "")
     start_log(run, label, rank)
     if rank == 0:
         run.error(label)  # of an earlier try

@@ -16,8 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcspec.config import Model
 from hpcspec.model.attention import AttentionPool, Block, Packing, segments
-from hpcspec.stream.batches import Batch
-from hpcspec.stream.tokens import CHANNELS, SCALARS
+from hpcspec.stream.tokens import CHANNELS, SCALARS, Batch
 
 LONGEST, SHORTEST = 4e4, 4.0  # periods of the sinusoids in λ, Å
 LOG_LONGEST, LOG_SHORTEST = 4.0, 2e-3  # and in ln λ

@@ -1,45 +1,66 @@
 """The shard: an HDF5 file of many objects, flat values and offsets, wavelength grids stored once.
 
-Layout, schema version 1 (n objects, s segments, v pixels; a segment is one arm of one object):
+Layout, schema version 2 (n objects, s segments, v samples, t times; a segment is an arm of a spectrum or a band of a light
+curve):
 
-    attributes     format, schema_version, survey, inputs (fingerprint of the source files)
-    object/        id (n) text, ra, dec (n) f8 deg, healpix (n) i8 (order 29 nested), sn_median (n) f4,
-                   source, row (n) i4 (place in source/path, position in that file), segments (n+1) i8,
-                   product (n) i1 (place in product/)
-    segment/       pixels (s+1) i8 offsets into value/, grid, first (s) i4, arm (s) i1
-    value/         flux, ivar (v) f4, chunks of 1 MiB, optional compression
+    attributes     format, schema_version, survey, inputs (fingerprint of what it was made from)
+    object/        id (n) text, ra, dec (n) f8 deg, healpix (n) i8 (order 29 nested, -1 without a position), approximate (n)
+                   i1 (the position is not the object's own), sn_median, amplitude (n) f4, source, row (n) i4 (place in
+                   source/path, position in that file), segments (n+1) i8
+    segment/       pixels (s+1) i8 offsets into sample/, grid (s) i4 (-1: light curve), first (s) i8 (place on the grid, or
+                   in sample/time), channel (s) i2
+    sample/        value, ivar (v) f4, time (t) f8
+    scalar/        data (n, k, 2) f4 (value, error), name (k)
     grid/          kind, start, step, offsets (g+1), values: the wavelength grids
-    product/       flux_unit, frame: what kinds of spectra there are
-    arm/name, source/path, meta/<name> (n)
+    channel/       kind, name, unit, frame
+    source/path, meta/<name> (n); "/" and "%" of a name are written %2F and %25
     attributes `crc32` of every data set: zlib's, over the uncompressed little-endian bytes
     text is UTF-8 of fixed length, padded with NUL
+
+Objects are in the order of healpix, then id. Without compression all data sets are contiguous, so that a reader which
+knows their places reads them with plain reads of the file; with it, value and ivar are in chunks of 1 MiB.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-import astropy.units as u
 import h5py
 import hdf5plugin
 import numpy as np
-from astropy_healpix import HEALPix
 
-from hpcspec.atomic import replacing
+from hpcspec.atomic import read_json, replacing
 from hpcspec.errors import UserError
+from hpcspec.shards.objects import COLUMNS, Channel, Objects
 from hpcspec.surveys.grids import Grid
-from hpcspec.surveys.observation import Arm, Observation
 
-FORMAT, SCHEMA_VERSION = "hpcspec-shard", 1
+FORMAT, SCHEMA_VERSION = "hpcspec-shard", 2
+INDEX = "index.json"  # of a folder of shards: which of them count
 CHUNK = (1 << 20) // 4
-FIELD_CENTRE = "field centre"  # what readers put into meta["position"] where the survey gives no position of the object
+IOV_MAX = 1024  # pieces of memory that one read can fill
+TABLE_BYTES = 4 << 20  # the columns of a shard are kept in memory, while it is open, if they are no more
 LIBVER = ("v110", "v110")  # from here on HDF5 has checksums of its own structures too
-CONTENT = ("object/id", "object/healpix", "object/segments", "segment/pixels", "segment/grid", "segment/first", "grid/kind",
-           "grid/start", "grid/step", "grid/values", "value/flux", "value/ivar")  # fmt: skip
+# What the stream reads, and the types; the order is that of `ShardInfo.offsets`.
+STREAMED = {
+    "object/segments": "<i8", "segment/pixels": "<i8", "segment/grid": "<i4", "segment/first": "<i8", "segment/channel": "<i2",
+    "sample/value": "<f4", "sample/ivar": "<f4", "sample/time": "<f8", "scalar/data": "<f4",
+    **{f"object/{name}": kind for name, kind in COLUMNS.items()},
+}  # fmt: skip
+SAMPLES = ("sample/value", "sample/ivar", "sample/time")
+PLACE = {name: i for i, name in enumerate(STREAMED)}
+BLOCK_COLUMNS = ("ra", "dec", "healpix", "approximate", "sn_median", "amplitude")
+CONTENT = ("object/id", "object/healpix", "object/segments", "segment/pixels", "segment/grid", "segment/first",
+           "segment/channel", "sample/value", "sample/ivar", "sample/time", "scalar/data", "scalar/name", "grid/kind",
+           "grid/start", "grid/step", "grid/values", "channel/name", "channel/kind")  # fmt: skip
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "blosc": dict(hdf5plugin.Blosc2(cname="zstd", clevel=3, filters=hdf5plugin.Blosc2.BITSHUFFLE)),
@@ -47,87 +68,65 @@ FILTERS: dict[str, dict[str, Any]] = {
 }
 
 
-def healpix29(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
-    """Nested HEALPix index of order 29 (n,), int64, of ICRS positions in degrees."""
-    pixels = HEALPix(nside=2**29, order="nested").lonlat_to_healpix(np.asarray(ra) * u.deg, np.asarray(dec) * u.deg)
-    return np.asarray(pixels, np.int64)
-
-
-def write_shard(
-    path: Path,
-    spectra: Sequence[tuple[Observation, int, int]],
-    sources: Sequence[str],
-    survey: str,
-    inputs: str,
-    compression: str = "none",
-) -> None:
-    """Write `spectra`, each with its place in `sources` and its row there, as one shard, atomically.
+def write_shard(path: Path, objects: Objects, survey: str, inputs: str, compression: str = "none") -> None:
+    """Write objects as one shard, atomically; the bytes depend on the arguments alone.
 
     Raises UserError if the file can't be written.
     """
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+    with replacing(path) as temporary, _full_disks(), h5py.File(temporary, "w", libver=LIBVER) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
-        for name, text in (("format", FORMAT), ("survey", survey), ("inputs", inputs)):
-            file.attrs[name] = np.bytes_(text.encode())
-        products = sorted({(s.flux_unit, s.frame) for s, _, _ in spectra})
-        arms = [arm for s, _, _ in spectra for arm in s.arms]
-        names = sorted({arm.name for arm in arms})
-        grids = list(dict.fromkeys(arm.grid for arm in arms))
-        place = {grid: i for i, grid in enumerate(grids)}
-        ra = np.array([s.ra for s, _, _ in spectra], np.float64)
-        dec = np.array([s.dec for s, _, _ in spectra], np.float64)
+        for name, value in (("format", FORMAT), ("survey", survey), ("inputs", inputs)):
+            file.attrs[name] = np.bytes_(value.encode())
 
-        def put(name: str, values: np.ndarray | Sequence[str], **kw: Any) -> None:
-            if not isinstance(values, np.ndarray):
-                encoded = np.array([text.encode() for text in values], bytes)
-                values = encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.itemsize)))
+        def put(name: str, values: Any, **kw: Any) -> None:
+            if isinstance(values, list):
+                values = np.array([v.encode() for v in values], np.bytes_)
+            if values.dtype.kind == "S":
+                values = values.astype(h5py.string_dtype("utf-8", max(1, values.dtype.itemsize)))
             data = file.create_dataset(name, data=values, track_times=False, **kw)
             data.attrs["crc32"] = checksum(data)
 
-        put("object/id", [s.object_id for s, _, _ in spectra])
-        put("object/ra", ra)
-        put("object/dec", dec)
-        put("object/healpix", healpix29(ra, dec))
-        put("object/sn_median", np.array([s.sn_median for s, _, _ in spectra], np.float32))
-        put("object/source", np.array([i for _, i, _ in spectra], np.int32))
-        put("object/row", np.array([row for _, _, row in spectra], np.int32))
-        put("object/product", np.array([products.index((s.flux_unit, s.frame)) for s, _, _ in spectra], np.int8))
-        put("product/flux_unit", [unit for unit, _ in products])
-        put("product/frame", [frame for _, frame in products])
-        put("object/segments", np.cumsum([0] + [len(s.arms) for s, _, _ in spectra], dtype=np.int64))
-        put("segment/pixels", np.cumsum([0] + [len(a.flux) for a in arms], dtype=np.int64))
-        put("segment/grid", np.array([place[a.grid] for a in arms], np.int32))
-        put("segment/first", np.array([a.first for a in arms], np.int32))
-        put("segment/arm", np.array([names.index(a.name) for a in arms], np.int8))
-        for name in ("flux", "ivar"):
-            values = np.concatenate([getattr(a, name) for a in arms] or [np.zeros(0, np.float32)]).astype("<f4")
-            chunks = {"chunks": (min(CHUNK, len(values)),), **FILTERS[compression]} if len(values) else {}
-            put(f"value/{name}", values, **chunks)
-        put("grid/kind", [g.kind for g in grids])
-        put("grid/start", np.array([g.start for g in grids], np.float64))
-        put("grid/step", np.array([g.step for g in grids], np.float64))
-        put("grid/offsets", np.cumsum([0] + [len(g.values) for g in grids], dtype=np.int64))
-        put("grid/values", np.array([v for g in grids for v in g.values], np.float64))
-        put("arm/name", names)
-        put("source/path", sources)
-        for key in sorted({k for s, _, _ in spectra for k in s.meta}):
-            put(f"meta/{key}", _column([s.meta.get(key) for s, _, _ in spectra]))
+        for name in COLUMNS:
+            put(f"object/{name}", objects.columns[name])
+        put("object/segments", objects.segments)
+        for name in ("pixels", "grid", "first", "channel"):
+            put(f"segment/{name}", getattr(objects, name))
+        put("scalar/name", list(objects.scalar_names))
+        put("scalar/data", objects.scalars)
+        put("grid/kind", [g.kind for g in objects.grids])
+        put("grid/start", np.array([g.start for g in objects.grids], np.float64))
+        put("grid/step", np.array([g.step for g in objects.grids], np.float64))
+        put("grid/offsets", np.cumsum([0] + [len(g.values) for g in objects.grids], dtype=np.int64))
+        put("grid/values", np.array([v for g in objects.grids for v in g.values], np.float64))
+        for i, name in enumerate(Channel._fields):
+            put(f"channel/{name}", [c[i] for c in objects.channels])
+        put("source/path", list(objects.sources))
+        for name, column in sorted((objects.meta or {}).items()):
+            put(f"meta/{_escaped(name)}", column)
+        put("sample/time", objects.time)
+        for name, values in zip(("value", "ivar"), objects.samples, strict=True):
+            filters = FILTERS[compression] if len(values) else {}
+            put(f"sample/{name}", values, **({"chunks": (min(CHUNK, len(values)),), **filters} if filters else {}))
 
 
-def _column(values: list[Any]) -> np.ndarray | list[str]:
-    """A column of one type: int where all are, float where all are numbers, else text; missing is NaN or empty."""
-    present = [v for v in values if v is not None]
-    if len(present) == len(values) and all(isinstance(v, int) for v in present):
-        if all(-(2**63) <= v < 2**63 for v in present):
-            return np.array(values, np.int64)
-    elif not any(isinstance(v, str) for v in present) and all(abs(v) < 2**53 for v in present if isinstance(v, int)):
-        return np.array([np.nan if v is None else v for v in values], np.float64)
-    return ["" if v is None else str(v) for v in values]
+@contextmanager
+def _full_disks() -> Iterator[None]:
+    """What HDF5 can't write when it closes a file is an OSError too."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
+def _escaped(name: str) -> str:
+    """A column's name as one that HDF5 takes for no path: "B/V" as "B%2FV"."""
+    return re.sub(r"[%/]|^\.$", lambda found: f"%{ord(found[0]):02X}", name)
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards in a folder, sorted."""
-    return sorted(folder.glob("*.h5"))
+    """The shards of a folder, sorted: those that its `index.json` names, or, without one, all that are there."""
+    index = read_json(folder / INDEX)
+    return [folder / name for name in index["shards"]] if index else sorted(folder.glob("*.h5"))
 
 
 def checksum(data: h5py.Dataset) -> int:
@@ -136,61 +135,125 @@ def checksum(data: h5py.Dataset) -> int:
 
 
 @dataclass(frozen=True)
-class ShardIndex:
-    """What a shard holds, without its pixels: small enough to be read once and broadcast.
+class ShardInfo:
+    """What one has to know of a shard to read from it: small, so that it is read once and broadcast.
 
-    ids (n,) text, healpix (n,) int64, segments (n+1,) int64, pixels (s+1,) int64, grid, first (s,) int32;
-    approximate (n,) bool: the position is the centre of the field.
+    objects, segments, times: how many; offsets: byte of the file where each of `STREAMED` starts, -1 where only HDF5 can
+    read it; id_width: bytes of an identifier; crc32: of the content; size: of the file, bytes.
     """
 
     path: str
     survey: str
-    ids: np.ndarray
-    ra: np.ndarray
-    dec: np.ndarray
-    healpix: np.ndarray
-    sn_median: np.ndarray
-    approximate: np.ndarray
-    segments: np.ndarray
-    pixels: np.ndarray
-    grid: np.ndarray
-    first: np.ndarray
-    grids: tuple[Grid, ...]
+    objects: int
+    segments: int
+    samples: int
+    times: int
+    size: int
     crc32: int
+    id_width: int
+    approximate: bool
+    offsets: tuple[int, ...]
+    grids: tuple[Grid, ...]
+    channels: tuple[Channel, ...]
+    scalar_names: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.objects
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """The pixels of one object: one (wavelength f8, flux f4, ivar f4) triple per arm."""
+def describe(path: str | Path) -> ShardInfo:
+    """The facts of a shard. Raises UserError if it is missing, damaged or of another version."""
+    with Shard.open(path) as shard:
+        return shard.info
 
-    arms: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
+
+@lru_cache(maxsize=256)
+def _same(value: Any) -> Any:
+    """Equal grids and channels of many shards are kept once."""
+    return value
+
+
+def _info(file: h5py.File, path: str) -> ShardInfo:
+    if file.attrs.get("format") != FORMAT.encode():
+        raise UserError(f"{path} is not a shard of hpcspec")
+    if file.attrs["schema_version"] != SCHEMA_VERSION:
+        version = file.attrs["schema_version"]
+        raise UserError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: ingest again")
+    kinds, starts, steps = file["grid/kind"].asstr()[()], file["grid/start"][()], file["grid/step"][()]
+    offsets, values = file["grid/offsets"][()], file["grid/values"][()]
+    grids = tuple(
+        Grid(str(kinds[i]), float(starts[i]), float(steps[i]), tuple(values[offsets[i] : offsets[i + 1]].tolist()))
+        for i in range(len(kinds))
+    )
+    named = [file[f"channel/{name}"].asstr()[()].tolist() for name in Channel._fields]
+    where = [file[name].id.get_offset() if file[name].chunks is None else None for name in STREAMED]
+    crc = zlib.crc32(repr([int(file[n].attrs["crc32"]) for n in CONTENT]).encode())
+    return ShardInfo(
+        path, str(file.attrs["survey"], "utf-8"), len(file["object/id"]), len(file["segment/grid"]), len(file["sample/value"]),
+        len(file["sample/time"]), os.path.getsize(path), crc,
+        file["object/id"].dtype.itemsize, bool(((file["object/approximate"][()] != 0) | (file["object/healpix"][()] < 0)).any()),
+        tuple(-1 if w is None else w for w in where), _same(grids), _same(tuple(map(Channel, *named)) if named[0] else ()),
+        _same(tuple(file["scalar/name"].asstr()[()].tolist())),
+    )  # fmt: skip
 
 
 class Shard:
     """A shard open for reading.
 
-    With `comm` and an h5py built with MPI the file is opened by the MPI-IO driver, otherwise by a plain handle; either
-    way the reads of this process are its own. Raises UserError if the file is missing, damaged or of another version.
+    With `comm` and an h5py built with MPI it is read by HDF5 through the MPI-IO driver; otherwise by plain reads where its
+    data are contiguous, and by HDF5 where they are compressed. The bytes are the same, and the reads of a process are its
+    own. Raises UserError if the file is missing, damaged, of another version, or not the one that `info` describes.
     """
 
-    def __init__(self, path: str | Path, comm: Any = None):
-        self.path = str(path)
+    def __init__(self, info: ShardInfo, comm: Any = None, file: h5py.File | None = None):
+        self.info, self.path, self._comm, self._file = info, info.path, comm, file
+        self.mpio = comm is not None and h5py.get_config().mpi
+        self._table: tuple[int, bytes] | None = None
         try:
-            self.file = h5py.File(self.path, "r", **_driver(comm))
-            if self.file.attrs.get("format") != FORMAT.encode():
-                raise UserError(f"{path} is not a shard of hpcspec")
-            if self.file.attrs["schema_version"] != SCHEMA_VERSION:
-                version = self.file.attrs["schema_version"]
-                raise UserError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: ingest again")
-        except (OSError, KeyError, RuntimeError) as error:  # h5py raises any of these for a damaged file
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            size = os.fstat(self._fd).st_size
+        except OSError as error:
+            raise UserError(f"can't read shard {self.path}: {error.strerror}") from error
+        if size != info.size:
+            self.close()
+            raise UserError(f"shard {self.path} has {size} bytes, it had {info.size}: it was changed; start again")
+
+    @classmethod
+    def open(cls, path: str | Path) -> Shard:
+        """The shard at `path`."""
+        try:
+            file = h5py.File(path, "r", locking=False)
+            return cls(_info(file, str(path)), None, file)
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:  # h5py raises any of these for damage
             raise UserError(f"can't read shard {path}: {error}") from error
 
+    @property
+    def file(self) -> h5py.File:
+        """The HDF5 file."""
+        if self._file is None:
+            try:
+                if self.mpio:
+                    from mpi4py import MPI
+
+                    self._file = h5py.File(self.path, "r", driver="mpio", comm=MPI.COMM_SELF)
+                else:
+                    self._file = h5py.File(self.path, "r", locking=False)
+            except OSError as error:
+                raise UserError(f"can't read shard {self.path}: {error}") from error
+        return self._file
+
     def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+        """Close the file; safe to call again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
 
     def __enter__(self) -> Shard:
         return self
@@ -200,68 +263,149 @@ class Shard:
 
     @property
     def inputs(self) -> str:
-        """Fingerprint of the source files this shard was made from."""
+        """Fingerprint of what this shard was made from."""
         return str(self.file.attrs["inputs"], "utf-8")
 
-    def index(self) -> ShardIndex:
-        """Everything but the pixels."""
-        f = self.file
-        kinds, starts, steps = f["grid/kind"].asstr()[()], f["grid/start"][()], f["grid/step"][()]
-        offsets, values = f["grid/offsets"][()], f["grid/values"][()]
-        grids = tuple(
-            Grid(str(kinds[i]), float(starts[i]), float(steps[i]), tuple(values[offsets[i] : offsets[i + 1]].tolist()))
-            for i in range(len(kinds))
-        )
-        crc = zlib.crc32(repr([(n, int(f[n].attrs["crc32"])) for n in CONTENT]).encode())
-        where = f["meta/position"].asstr()[()] if "meta/position" in f else np.full(len(f["object/ra"]), "object")
-        approximate = np.asarray(where == FIELD_CENTRE, bool)
-        return ShardIndex(
-            self.path, str(f.attrs["survey"], "utf-8"), f["object/id"].asstr()[()].astype(str), f["object/ra"][()],
-            f["object/dec"][()], f["object/healpix"][()], f["object/sn_median"][()], approximate, f["object/segments"][()],
-            f["segment/pixels"][()], f["segment/grid"][()], f["segment/first"][()], grids, crc,
-        )  # fmt: skip
+    def _rows(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows start … stop-1 of one of `STREAMED`, in `out` (of at least that size) if it is given."""
+        info, count = self.info, max(0, stop - start)
+        kind = f"S{info.id_width}" if STREAMED[name] == "S" else STREAMED[name]
+        shape = (count, len(info.scalar_names), 2) if name == "scalar/data" else (count,)
+        values = np.empty(shape, kind) if out is None else out[:count]
+        if values.size == 0:
+            return values
+        offset = info.offsets[PLACE[name]]
+        if out is None and self._table is not None and name not in SAMPLES:
+            at, table = self._table
+            rows = np.frombuffer(table, kind, values.size, offset - at + start * (values.nbytes // count))
+            return rows.reshape(shape)
+        if self.mpio or offset < 0:
+            if STREAMED[name] == "S":  # HDF5 doesn't convert UTF-8 to numpy's bytes
+                values[:] = self.file[name][start:stop]
+            else:
+                self.file[name].read_direct(values, np.s_[start:stop])
+            return values
+        self._scatter([memoryview(values).cast("B")], offset + start * (values.nbytes // count), name)
+        return values
 
-    def read(self, index: ShardIndex, start: int, stop: int) -> list[Pixels]:
-        """The pixels of objects start … stop-1, in one read of flux and one of ivar."""
-        s0, s1 = int(index.segments[start]), int(index.segments[stop])
-        v0, v1 = int(index.pixels[s0]), int(index.pixels[s1])
-        flux, ivar = self.file["value/flux"][v0:v1], self.file["value/ivar"][v0:v1]
-        out = []
-        for i in range(start, stop):
-            arms = []
-            for s in range(index.segments[i], index.segments[i + 1]):
-                a, b = index.pixels[s] - v0, index.pixels[s + 1] - v0
-                wavelength = index.grids[index.grid[s]].wavelength(int(index.first[s]), int(b - a))
-                arms.append((wavelength, flux[a:b], ivar[a:b]))
-            out.append(Pixels(tuple(arms)))
-        return out
+    def keep_table(self) -> None:
+        """Read all columns at once and keep them, if they are small: then a block costs no reads but those of its samples."""
+        info = self.info
+        there = [(o, name) for name, o in zip(STREAMED, info.offsets, strict=True) if name not in SAMPLES and o >= 0]
+        begin, end = min(there)[0], max(there)[0]
+        if self.mpio or min(info.offsets[PLACE[n]] for n in STREAMED if n not in SAMPLES and self._size(n)) < 0:
+            return
+        end += self._size(max(there)[1])
+        if end - begin <= TABLE_BYTES:
+            table = os.pread(self._fd, end - begin, begin)
+            if len(table) == end - begin:
+                self._table = begin, table
+
+    def _size(self, name: str) -> int:
+        """Bytes of one of `STREAMED`."""
+        info = self.info
+        rows = {"object/segments": info.objects + 1, "segment/pixels": info.segments + 1}.get(
+            name, info.segments if name.startswith("segment") else info.objects)  # fmt: skip
+        width = {"object/id": info.id_width, "scalar/data": 8 * len(info.scalar_names)}.get(name)
+        return rows * (np.dtype(STREAMED[name]).itemsize if width is None else width)
+
+    def read(self, start: int, stop: int, columns: tuple[str, ...] = BLOCK_COLUMNS, samples: bool = True) -> Objects:
+        """Objects start … stop-1 with these columns, each array in one read. Without `samples` they have none, and `pixels`
+        are offsets into all samples of the shard, see `fill`.
+
+        Raises UserError if the file can't be read.
+        """
+        info = self.info
+        try:
+            segments = self._rows("object/segments", start, stop + 1)
+            s0, s1 = int(segments[0]), int(segments[-1])
+            self._check(0 <= s0 <= s1 <= info.segments)
+            pixels = self._rows("segment/pixels", s0, s1 + 1)
+            grid, first, channel = (self._rows(f"segment/{n}", s0, s1) for n in ("grid", "first", "channel"))
+            v0, v1 = int(pixels[0]), int(pixels[-1])
+            self._check(0 <= v0 <= v1 <= info.samples)
+            curves = np.flatnonzero(grid < 0)
+            t0 = int(first[curves[0]]) if len(curves) else 0
+            t1 = int(first[curves[-1]] + pixels[curves[-1] + 1] - pixels[curves[-1]]) if len(curves) else 0
+            self._check(0 <= t0 <= t1 <= info.times)
+            if len(curves):
+                first = np.where(grid < 0, first - t0, first)
+            values = np.empty((2, v1 - v0 if samples else 0), np.float32)
+            if samples:
+                self.fill(v0, v1, [values])
+            return Objects(
+                {n: self._rows(f"object/{n}", start, stop) for n in columns}, segments - s0,
+                pixels - v0 if samples else pixels, grid, first, channel,
+                values, self._rows("sample/time", t0, t1), self._rows("scalar/data", start, stop),
+                info.grids, info.channels, info.scalar_names,
+            )  # fmt: skip
+        except (OSError, KeyError, RuntimeError, IndexError, ValueError) as error:
+            raise UserError(f"can't read shard {self.path}: {error}") from error
+
+    def _check(self, within: bool) -> None:
+        if not within:
+            raise UserError(f"shard {self.path} is damaged: its offsets are out of bounds; ingest again")
+
+    def fill(self, start: int, stop: int, places: Sequence[np.ndarray]) -> None:
+        """Read samples start … stop-1 into `places`, arrays (2, …) float32 of value and ivar that follow on one another.
+
+        Raises UserError if the file can't be read.
+        """
+        try:
+            for row, name in enumerate(("sample/value", "sample/ivar")):
+                self._fill(name, start, stop, [place[row] for place in places])
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UserError(f"can't read shard {self.path}: {error}") from error
+
+    def _fill(self, name: str, start: int, stop: int, places: Sequence[np.ndarray]) -> None:
+        offset = self.info.offsets[PLACE[name]]
+        if self.mpio or offset < 0:
+            values = np.empty(stop - start, np.float32) if len(places) > 1 else places[0]
+            self._rows(name, start, stop, values)
+            edges = np.cumsum([0] + [len(p) for p in places])
+            for place, a, b in zip(places, edges[:-1], edges[1:], strict=True):
+                place[:] = values[a:b]
+            return
+        at = offset + 4 * start
+        for i in range(0, len(places), IOV_MAX):
+            at = self._scatter([memoryview(p).cast("B") for p in places[i : i + IOV_MAX] if len(p)], at, name)
+
+    def _scatter(self, views: list[memoryview], at: int, name: str) -> int:
+        """Fill the views from byte `at` of the file on; the byte behind them."""
+        while views:
+            got = os.preadv(self._fd, views, at)
+            if got == 0:
+                raise UserError(f"shard {self.path} is cut short in {name}: ingest again")
+            at += got
+            while views and got >= len(views[0]):
+                got -= len(views.pop(0))
+            if got:
+                views[0] = views[0][got:]
+        return at
+
+    def column(self, name: str) -> np.ndarray:
+        """One of `COLUMNS` of all objects, (n,)."""
+        return self._rows(f"object/{name}", 0, len(self.info))
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """object/segments (n+1,) and segment/pixels (s+1,) of all objects."""
+        return self._rows("object/segments", 0, len(self.info) + 1), self._rows("segment/pixels", 0, self.info.segments + 1)
 
     def meta(self) -> dict[str, np.ndarray]:
-        """The survey's own columns, (n,) each."""
-        group = self.file.get("meta", {})
-        return {k: (d.asstr()[()] if h5py.check_string_dtype(d.dtype) else d[()]) for k, d in group.items()}
+        """The survey's own columns, (n,) each; text as bytes."""
+        columns = self.file.get("meta", {}).items()
+        kinds = {k: f"S{d.dtype.itemsize}" if h5py.check_string_dtype(d.dtype) else d.dtype for k, d in columns}
+        return {unquote(k): d[()].astype(kinds[k]) for k, d in columns}
 
-    def sources(self) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Source paths, and for every object its place among them (n,) and its row there (n,)."""
-        f = self.file
-        return list(f["source/path"].asstr()[()]), f["object/source"][()], f["object/row"][()]
+    def sources(self) -> tuple[str, ...]:
+        """Paths of the source files."""
+        return tuple(self.file["source/path"].asstr()[()].tolist())
 
-    def spectra(self) -> Iterator[tuple[Observation, int, int]]:
-        """Every object as it was given to `write_shard`."""
-        index, meta, f = self.index(), self.meta(), self.file
-        names = list(f["arm/name"].asstr()[()])
-        arm, (_, source, row) = f["segment/arm"][()], self.sources()
-        product, units, frames = f["object/product"][()], f["product/flux_unit"].asstr()[()], f["product/frame"].asstr()[()]
-        for i, pixels in enumerate(self.read(index, 0, len(index))):
-            segments = range(index.segments[i], index.segments[i + 1])
-            arms = tuple(
-                Arm(names[arm[s]], index.grids[index.grid[s]], int(index.first[s]), flux, ivar)
-                for s, (_, flux, ivar) in zip(segments, pixels.arms, strict=True)
-            )
-            values: Mapping[str, Any] = {k: _value(v[i]) for k, v in meta.items() if _present(v[i])}
-            spectrum = Observation(str(index.ids[i]), index.survey, float(index.ra[i]), float(index.dec[i]), arms,
-                                units[product[i]], frames[product[i]], values)  # fmt: skip
-            yield spectrum, int(source[i]), int(row[i])
+    def objects(self, start: int = 0, stop: int | None = None) -> Objects:
+        """Objects start … stop-1 with everything there is of them."""
+        stop = len(self.info) if stop is None else stop
+        meta = {k: v[start:stop] for k, v in self.meta().items()}
+        return replace(self.read(start, stop, tuple(COLUMNS)), meta=meta, sources=self.sources())
 
     def damaged(self) -> list[str]:
         """Names of the data sets whose values don't have the checksum that was written with them."""
@@ -270,18 +414,3 @@ class Shard:
         data = [n for n in names if isinstance(self.file[n], h5py.Dataset)]
         return [n for n in data if checksum(self.file[n]) != self.file[n].attrs["crc32"]]
 
-
-def _value(value: Any) -> str | int | float:
-    return value if isinstance(value, str) else value.item()
-
-
-def _present(value: Any) -> bool:
-    return value != "" if isinstance(value, str) else bool(value == value)
-
-
-def _driver(comm: Any) -> dict[str, Any]:
-    if comm is not None and h5py.get_config().mpi:
-        from mpi4py import MPI
-
-        return {"driver": "mpio", "comm": MPI.COMM_SELF}
-    return {"locking": False}

@@ -1,124 +1,103 @@
-"""Objects packed to a token budget, prepared in the background."""
+"""Batches of tokens, prepared in the background."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from hpcspec.shards.format import Pixels
-from hpcspec.stream.index import DataIndex
-from hpcspec.stream.stream import BlockReader, Stream
-from hpcspec.stream.tokens import Tokens, tokenize
+from hpcspec.shards.objects import Objects
+from hpcspec.stream.index import DataIndex, tokens_of
+from hpcspec.stream.packing import Memory, Packed, Packer, packed
+from hpcspec.stream.stream import Block, BlockReader, Item, Stream
+from hpcspec.stream.tokens import Batch, tokenize
 
 T = TypeVar("T")
+AHEAD = 4  # packs whose samples are being read while one is used
 
 
-@dataclass(frozen=True)
-class Batch:
-    """N objects, their T tokens one after another without padding, objects of equal length next to each other.
+def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
+    """Endless packs of at most `budget` tokens (or one object), each with the state of the stream behind it.
 
-    values (T, P, 3) f4, sigma (T, P) f4 (inf where bad), coordinates (T, 2) f4, scalars (N, S) f4,
-    lengths: tokens of each object, objects (N,): their numbers in the index, hidden (T,) bool: tokens asked for.
+    What goes into which pack follows from the tables of the shards alone and is planned ahead of the reading, so that the
+    samples of a block are read at once, by one of a few threads, straight to where they belong in this and later packs.
     """
+    memory, packer = Memory(budget * stream.patch, pin), Packer()
+    items: list[tuple[Item, int]] = []
+    planned: deque[tuple[Packed, set[Block]]] = deque()
 
-    values: torch.Tensor
-    sigma: torch.Tensor
-    coordinates: torch.Tensor
-    scalars: torch.Tensor
-    lengths: tuple[int, ...]
-    objects: np.ndarray
-    hidden: torch.Tensor
-    state: dict[str, Any] | None = None
+    def plan() -> None:
+        while (found := stream.next(budget - packer.tokens if len(packer) else None)) is not None:
+            epoch, item = found
+            items.append((item, packer.add(item.packable, item.number, epoch, item.tokens)))
+        samples = memory.new(packer.samples)
+        array = samples.numpy()
+        planned.append((packer.finish(samples, stream.state()), {item.block for item, _ in items}))
+        for item, at in items:
+            item.block.assign(item, array[:, at : at + item.packable.stop - item.packable.start])
+        items.clear()
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on a device; from pinned memory the copy doesn't block."""
-        if device.type == "cpu":
-            return self
-        moved = {f.name: getattr(self, f.name).pin_memory().to(device, non_blocking=True)
-                 for f in fields(self) if isinstance(getattr(self, f.name), torch.Tensor)}  # fmt: skip
-        return replace(self, **moved)
-
-
-def hide(count: int, share: float, seed: Sequence[int]) -> np.ndarray:
-    """(count,) bool: round(count·share) tokens hidden at random, at least one hidden and one seen where there are two."""
-    hidden = np.zeros(count, bool)
-    number = min(max(round(count * share), 1), count - 1)
-    hidden[np.random.default_rng(list(seed)).permutation(count)[:number]] = True
-    return hidden
+    while True:
+        while len(planned) <= AHEAD or not all(b.reading for _, blocks in islice(planned, AHEAD + 1) for b in blocks):
+            plan()
+        ready, blocks = planned.popleft()
+        for block in blocks:
+            block.wait()
+        yield ready
 
 
-def collate(objects: Sequence[int], tokens: Sequence[Tokens], hidden: Sequence[np.ndarray] | None = None) -> Batch:
-    """One batch of these objects; without `hidden` nothing is hidden."""
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i].values))
-    flags = hidden or [np.zeros(len(t.values), bool) for t in tokens]
+def training_batches(stream: Stream, budget: int, mask: float, depth: int, device: torch.device) -> Generator[Batch, None, None]:
+    """Endless batches of at most `budget` tokens (or one object), each with the state of the stream behind it.
 
-    def stack(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([getattr(tokens[i], name) for i in order]).astype(np.float32))
+    A thread reads and packs `depth` batches ahead, into pinned memory where there is a GPU, and on a CPU makes the tokens too;
+    on a GPU they are made there. Closed, it returns once nothing is read any more.
+    """
+    gpu = device.type == "cuda"
 
-    return Batch(
-        stack("values"), stack("sigma"), stack("coordinates"),
-        torch.from_numpy(np.stack([tokens[i].scalars for i in order])), tuple(len(tokens[i].values) for i in order),
-        np.array([objects[i] for i in order]), torch.from_numpy(np.concatenate([flags[i] for i in order])),
-    )  # fmt: skip
+    def tokens(packed: Packed) -> Batch:
+        return tokenize(packed.to(device), stream.patch, mask, stream.seed)
 
-
-def training_batches(stream: Stream, patch: int, budget: int, mask: float) -> Iterator[Batch]:
-    """Endless batches of at most `budget` tokens (or one object), each with the state of the stream behind it."""
-    sizes = stream.index.tokens(patch)
-    numbers: list[int] = []
-    tokens: list[Tokens] = []
-    hidden: list[np.ndarray] = []
-    used = 0
-    state = stream.state()
-    for epoch, number, pixels in stream:
-        if numbers and used + sizes[number] > budget:
-            yield replace(collate(numbers, tokens, hidden), state=state)
-            numbers, tokens, hidden, used = [], [], [], 0
-        numbers.append(number)
-        tokens.append(tokenize(pixels, patch))
-        hidden.append(hide(len(tokens[-1].values), mask, (stream.seed, epoch, number)))
-        used += int(sizes[number])
-        state = stream.state()
+    ahead: Generator[Any, None, None] = prefetch(packs(stream, budget, gpu) if gpu else map(tokens, packs(stream, budget)), depth)
+    try:
+        yield from map(tokens, ahead) if gpu else ahead
+    finally:
+        ahead.close()
+        stream.close()
 
 
-def in_order(index: DataIndex, numbers: np.ndarray, block: int = 32, comm: Any = None) -> Iterator[tuple[int, Pixels]]:
-    """(number, pixels) of the objects with these increasing numbers, read block by block."""
-    reader = BlockReader(index, comm)
+def in_order(index: DataIndex, numbers: np.ndarray, block: int = 64) -> Iterator[tuple[np.ndarray, Objects]]:
+    """The objects with these increasing numbers, read block by block: the numbers of some (n,), and the objects."""
+    reader = BlockReader(index)
     for shard in range(len(index.shards)):
-        inside = numbers[(numbers >= index.offsets[shard]) & (numbers < index.offsets[shard + 1])]
+        first, last = int(index.offsets[shard]), int(index.offsets[shard + 1])
+        inside = numbers[(numbers >= first) & (numbers < last)]
         for i in range(0, len(inside), block):
             some = inside[i : i + block]
-            start = int(some[0])
-            pixels = reader.read(shard, start, int(some[-1]) + 1)
-            yield from ((int(n), pixels[int(n) - start]) for n in some)
+            objects = reader.read(shard, int(some[0]) - first, int(some[-1]) + 1 - first)
+            yield some, objects if len(objects) == len(some) else objects.take(some - some[0])
     reader.close()
 
 
-def ordered_batches(index: DataIndex, numbers: np.ndarray, patch: int, budget: int, comm: Any = None) -> Iterator[Batch]:
-    """The objects with these increasing numbers once, in batches of at most `budget` tokens, nothing hidden."""
-    held: list[tuple[int, Tokens]] = []
-    used = 0
-    for number, pixels in in_order(index, numbers, comm=comm):
-        tokens = tokenize(pixels, patch)
-        if held and used + len(tokens.values) + 1 > budget:
-            yield collate([n for n, _ in held], [t for _, t in held])
-            held, used = [], 0
-        held.append((number, tokens))
-        used += len(tokens.values) + 1
-    if held:
-        yield collate([n for n, _ in held], [t for _, t in held])
+def ordered_batches(index: DataIndex, numbers: np.ndarray, patch: int, budget: int) -> Iterator[Batch]:
+    """The objects with these increasing numbers once, in batches of at most `budget` tokens (or one object), nothing hidden."""
+    for some, objects in in_order(index, numbers):
+        ends = np.cumsum(tokens_of(objects.segments, objects.pixels, patch))
+        start = 0
+        while start < len(some):
+            used = ends[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, used + budget, side="right")))
+            part = objects if (start, stop) == (0, len(some)) else objects.take(np.arange(start, stop))
+            yield tokenize(packed(part, some[start:stop]), patch)
+            start = stop
 
 
-def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """The same items, prepared ahead by a background thread, at most `depth` at a time; its errors are raised here.
 
     Closed, it returns once the thread has let go of `items`.

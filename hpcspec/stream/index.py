@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,20 @@ import numpy as np
 
 from hpcspec.comm import on_root
 from hpcspec.errors import UserError
-from hpcspec.shards.format import Shard, ShardIndex
-
-SPLIT_ORDER = 12  # HEALPix pixels of 0.9 arcmin: an object and its repeat observations fall on the same side of a split
+from hpcspec.shards.format import Shard, ShardInfo, describe
+from hpcspec.shards.objects import texts
+from hpcspec.stream import split
 
 
 @dataclass(frozen=True)
 class DataIndex:
-    """The objects of several shards, numbered 0 … n-1 in the order of the shards."""
+    """The objects of several shards, numbered 0 … n-1 in the order of the shards.
 
-    shards: tuple[ShardIndex, ...]
+    It holds a few hundred bytes per shard and nothing per object; columns of the objects are read when asked for.
+    """
+
+    shards: tuple[ShardInfo, ...]
+    _columns: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -32,9 +36,15 @@ class DataIndex:
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
-    def joined(self, name: str) -> np.ndarray:
-        """A per-object field (ids, ra, dec, healpix, sn_median) over all shards, (n,)."""
-        return np.concatenate([getattr(s, name) for s in self.shards])
+    def column(self, name: str) -> np.ndarray:
+        """A per-object column (id, ra, dec, healpix, approximate, sn_median, amplitude, source, row) over all shards, (n,)."""
+        if name not in self._columns:
+            parts = []
+            for info in self.shards:
+                with Shard(info) as shard:
+                    parts.append(shard.column(name))
+            self._columns[name] = texts(np.concatenate(parts)) if name == "id" else np.concatenate(parts)
+        return self._columns[name]
 
     @cached_property
     def survey(self) -> np.ndarray:
@@ -42,30 +52,32 @@ class DataIndex:
         return np.concatenate([np.full(len(s), s.survey) for s in self.shards])
 
     def tokens(self, patch: int) -> np.ndarray:
-        """(n,) int64 at most this many patches of `patch` pixels in each object, one for its scalars included."""
+        """(n,) int64 at most this many patches of `patch` samples in each object, one for its scalars included."""
         counts = []
-        for s in self.shards:
-            per_segment = np.concatenate([[0], np.cumsum(-(-np.diff(s.pixels) // patch))])
-            counts.append(per_segment[s.segments[1:]] - per_segment[s.segments[:-1]] + 1)
+        for info in self.shards:
+            with Shard(info) as shard:
+                counts.append(tokens_of(*shard.lengths(), patch))
         return np.concatenate(counts)
 
     def sky_fraction(self, seed: int) -> np.ndarray:
-        """(n,) float64 in [0, 1): uniform and the same for all objects of one HEALPix pixel of order 12 (or, where only the
-        centre of the field is known, for all spectra of one identifier).
+        """(n,) of `split.sky_fraction`."""
+        return split.sky_fraction({name: self.column(name) for name in split.COLUMNS}, seed)
 
-        A split such as `sky_fraction(seed) < 0.2` never has one object, or its repeats, on both sides.
-        """
-        pixel = (self.joined("healpix") >> (2 * (29 - SPLIT_ORDER))).astype(str)
-        place = np.where(self.joined("approximate"), self.joined("ids"), pixel)
-        unique, inverse = np.unique(place, return_inverse=True)
-        hashes = [hashlib.blake2b(f"{seed}:{p}".encode(), digest_size=8).digest() for p in unique.tolist()]
-        return (np.array([int.from_bytes(h, "big") >> 11 for h in hashes], np.float64) / 2**53)[inverse]
+    def lowest_fraction(self, seed: int) -> np.ndarray:
+        """(n,) of `split.lowest_fraction`."""
+        return split.lowest_fraction({name: self.column(name) for name in split.COLUMNS}, seed)
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the names, sizes and checksums of the shards: it changes if the data do."""
         content = [(Path(s.path).name, len(s), s.crc32) for s in self.shards]
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def tokens_of(segments: np.ndarray, pixels: np.ndarray, patch: int) -> np.ndarray:
+    """(n,) int64 patches of each object and one for its scalars, from offsets into segments (n+1,) and samples (s+1,)."""
+    per_segment = np.concatenate([[0], np.cumsum(-(-np.diff(pixels) // patch))])
+    return per_segment[segments[1:]] - per_segment[segments[:-1]] + 1
 
 
 def open_index(paths: Sequence[Path], comm: Any = None) -> DataIndex:
@@ -79,8 +91,4 @@ def open_index(paths: Sequence[Path], comm: Any = None) -> DataIndex:
 def _read(paths: Sequence[Path]) -> DataIndex:
     if not paths:
         raise UserError("there are no shards: ingest the survey's files first")
-    indices = []
-    for path in paths:
-        with Shard(path) as shard:
-            indices.append(shard.index())
-    return DataIndex(tuple(indices))
+    return DataIndex(tuple(describe(path) for path in paths))

@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,15 @@ def single_file_sources(folder: Path, skip: str = r"$^") -> list[Source]:
 
 
 @contextmanager
+def quiet(damage: str) -> Iterator[None]:
+    """Inside, astropy's warnings are silenced, and those that match the pattern `damage` are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
+        warnings.filterwarnings("error", damage, AstropyWarning)
+        yield
+
+
+@contextmanager
 def opened(path: Path) -> Iterator[fits.HDUList]:
     """An open FITS file whose HDUs are read when asked for, and in which damage that astropy only warns of is an error.
 
@@ -78,9 +87,7 @@ def opened(path: Path) -> Iterator[fits.HDUList]:
     """
     if path.stat().st_size == 0:
         raise BadObject("empty file")
-    with warnings.catch_warnings(), tempfile.SpooledTemporaryFile(SPOOL) as unpacked:
-        warnings.simplefilter("ignore", AstropyWarning)
-        warnings.filterwarnings("error", DAMAGE, AstropyWarning)
+    with quiet(DAMAGE), tempfile.SpooledTemporaryFile(SPOOL) as unpacked:
         with path.open("rb") as file:
             unpack = next((reader for magic, reader in UNPACK.items() if file.peek().startswith(magic)), None)
             if unpack:
@@ -121,6 +128,25 @@ def guarded(path: Path, object_id: str, build: Callable[[], Observation]) -> Ite
         yield Quarantined(str(path), bad.object_id or object_id, bad.reason)
     except FAULTS as error:
         yield Quarantined(str(path), object_id, reason_of(error))
+
+
+def each_guarded(
+    path: Path, object_id: str, parts: Callable[[], Iterable[tuple[str, Callable[[], Observation]]]]
+) -> Iterator[Observation | Quarantined]:
+    """All objects of a file that `parts` lists, (identifier, build) each; one quarantined row if it can't list them."""
+    try:
+        listed = list(parts())
+    except FAULTS as error:
+        yield Quarantined(str(path), getattr(error, "object_id", "") or object_id, reason_of(error))
+        return
+    for part_id, build in listed:
+        yield from guarded(path, part_id, build)
+
+
+def epoch_of(one: Observation, epoch: str | int, **meta: str | int | float) -> Observation:
+    """The observation as one epoch of its object: "@" and the survey's name of the epoch follow the object's identifier,
+    which stays in meta as "target_id"."""
+    return replace(one, object_id=f"{one.object_id}@{epoch}", meta={**one.meta, "target_id": one.object_id, **meta})
 
 
 @contextmanager

@@ -2,17 +2,25 @@
 
 For each arm B, R, Z: <ARM>_WAVELENGTH (n,), vacuum Å every 0.8 Å, heliocentric; <ARM>_FLUX (rows, n) in
 1e-17 erg/s/cm²/Å, <ARM>_IVAR, <ARM>_MASK (0 = good). FIBERMAP has the TARGETID of each row; in `spectra-*` an object has
-a row per exposure, and these are combined here with weights ivar, on their common pixels.
+a row per exposure, and these are combined here with weights ivar, on their common pixels, or delivered one by one.
 Datamodel: https://desidatamodel.readthedocs.io/en/latest/DESI_SPECTRO_REDUX/SPECPROD/tiles/GROUPTYPE/TILEID/GROUPID/coadd-SPECTROGRAPH-TILEID-GROUPID.html
 
-Redshifts come from the `redrock-*` (older: `zbest-*`) file of the same suffix beside, joined by TARGETID.
+Redshifts come from the `redrock-*` (older: `zbest-*`) file of the same suffix beside, joined by TARGETID, or else from a
+redshift catalogue in the input folder (`zall-*`, `zpix-*`, `ztile-*`; of several rows that of the same tile, survey and
+program, then the primary one).
+
+Whole spectra: an exposure with any of BAD_FIBER in FIBERSTATUS, the bits on which the survey's own coadds leave it out, is
+left out here too; so is an arm of it with its BAD_AMP bit. The other bits (STUCKPOSITIONER, RESTRICTED, POORPOSITION,
+LOWTRANSMISSION, NEARCHARGETRAP, VARIABLETHRU, LOWEFFTIME and those of the petal) are carried in meta, for cuts later.
+An object is quarantined if no exposure of it is left, and so are fibres on the sky or on nothing (UNASSIGNED).
+Bits: https://desidatamodel.readthedocs.io/en/latest/bitmasks.html#fiberstatus
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +36,7 @@ from hpcspec.surveys.base import (
     Quarantined,
     Source,
     data_of,
-    fits_files,
+    epoch_of,
     guarded,
     opened,
     pick,
@@ -36,6 +44,7 @@ from hpcspec.surveys.base import (
     reason_of,
     table_row,
 )
+from hpcspec.surveys.catalogue import Join, look_up, parted, split
 from hpcspec.surveys.grids import Grid, linear_grid
 from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm
 
@@ -47,7 +56,24 @@ POSITION = (("TARGET_RA", "TARGET_DEC"), ("RA_TARGET", "DEC_TARGET"))
 FIBERMAP_META = {
     "objtype": "OBJTYPE", "tileid": "TILEID", "fiber": "FIBER", "petal_loc": "PETAL_LOC",
     "coadd_fiberstatus": "COADD_FIBERSTATUS", "fiberstatus": "FIBERSTATUS",
+    "mjd": "MEAN_MJD", "coadd_numexp": "COADD_NUMEXP",
 }  # fmt: skip
+FILE_META = {"survey": "SURVEY", "program": "PROGRAM"}  # header cards of files by healpix
+EXPOSURE_META = {"mjd": "MJD", "expid": "EXPID", "night": "NIGHT", "exptime": "EXPTIME"}
+UNASSIGNED = 1 << 0
+BAD_FIBER = {
+    "BROKENFIBER": 1 << 2, "MISSINGPOSITION": 1 << 8, "BADPOSITION": 1 << 9, "BADFIBER": 1 << 16, "BADTRACE": 1 << 17,
+    "BADFLAT": 1 << 18, "BADARC": 1 << 19, "MANYBADCOL": 1 << 20, "MANYREJECTED": 1 << 21,
+}  # fmt: skip
+BAD_AMP = {"B": 1 << 22, "R": 1 << 23, "Z": 1 << 24}
+ALL_BAD = sum(BAD_FIBER.values())
+CATALOGUE = Join(
+    re.compile(r"^z(all|pix|tile|cat)-.*fits?", re.IGNORECASE),
+    "TARGETID",
+    {"z": ("Z",), "zerr": ("ZERR",), "zwarn": ("ZWARN",), "class": ("SPECTYPE",), "spectype": ("SPECTYPE",),
+     "subtype": ("SUBTYPE",), "survey": ("SURVEY",), "program": ("PROGRAM",)},
+    prefer=("ZCAT_PRIMARY", "MAIN_PRIMARY", "SV_PRIMARY"),
+)  # fmt: skip
 LABELS = frozenset({"class", "z"})
 REDSHIFT_META = {"z": "Z", "zerr": "ZERR", "zwarn": "ZWARN", "class": "SPECTYPE", "spectype": "SPECTYPE", "subtype": "SUBTYPE"}
 
@@ -62,8 +88,11 @@ class Band:
     flux: np.ndarray
     ivar: np.ndarray
 
-    def arm(self, rows: np.ndarray) -> Arm:
-        """The arm of the object that has these rows: its one exposure as it is, or their mean weighted with ivar."""
+    def arm(self, rows: np.ndarray) -> Arm | None:
+        """The arm of the object that has these rows: its one exposure as it is, or their mean weighted with ivar; None if
+        there is no row."""
+        if len(rows) == 0:
+            return None
         if len(rows) == 1:
             return make_arm(self.name, self.grid, self.first, self.flux[rows[0]], self.ivar[rows[0]])
         flux, ivar = self.flux[rows].astype(np.float64), self.ivar[rows].astype(np.float64)
@@ -75,68 +104,110 @@ class Band:
 
 
 def discover(folder: Path) -> list[Source]:
-    """One source per file below `folder` that is not a companion, with the redshift file of the same suffix second.
-
-    Raises UserError if there is no FITS file.
-    """
-    paths = fits_files(folder)
+    """One source per file below `folder` that is no companion, with the redshift file of the same suffix and the redshift
+    catalogues after it. Raises UserError if there is no FITS file."""
+    paths, catalogues = parted(folder, CATALOGUE)
     redshifts = {(p.parent, _suffix(p)): p for p in reversed(paths) if REDSHIFTS.match(p.name)}
     found = []
     for path in paths:
         if not COMPANIONS.match(path.name):
             beside = redshifts.get((path.parent, _suffix(path)))
-            found.append(Source(str(path.relative_to(folder)), (path, beside) if beside else (path,)))
+            companions = (beside, *catalogues) if beside else catalogues
+            found.append(Source(str(path.relative_to(folder)), (path, *companions)))
     return found
 
 
 def read(source: Source) -> Iterator[Observation | Quarantined]:
-    """The objects of a file in the order of their first rows, one for each TARGETID; sky fibres are quarantined.
+    """The objects of a file in the order of their first rows, one for each TARGETID, or with `source.epochs` and a file of
+    exposures one for each row; fibres without an object are quarantined.
 
     If the FIBERMAP is readable and the spectra are not, every object is quarantined with the reason.
     """
-    path = source.paths[0]
+    (path, *beside), catalogues = split(source, CATALOGUE)
     try:
-        fibermap = _fibermap(path)
+        fibermap, facts = _fibermap(path)
     except FAULTS as error:
         yield Quarantined(str(path), "", reason_of(error))
         return
     targets = np.asarray(fibermap["TARGETID"])
-    ids, first = np.unique(targets, return_index=True)
-    ids = ids[np.argsort(first)]
+    _, first, number = np.unique(targets, return_index=True, return_inverse=True)
+    groups = [np.flatnonzero(number == number[row]) for row in np.sort(first)]
+    epochs = fibermap["EXPID"].tolist() if source.epochs and "EXPID" in fibermap.names else None
+    if epochs:
+        groups = list(np.arange(len(targets))[:, None])
+    ids = [f"{targets[rows[0]]}@{epochs[rows[0]]}" if epochs else str(targets[rows[0]]) for rows in groups]
     try:
         bands = _bands(path, len(targets))
     except FAULTS as error:
-        for target in ids:
-            yield Quarantined(str(path), str(int(target)), reason_of(error))
+        for object_id in ids:
+            yield Quarantined(str(path), object_id, reason_of(error))
         return
-    redshifts = _redshifts(source.paths[1]) if len(source.paths) > 1 else {}
-    for target in ids.tolist():
-        rows = np.flatnonzero(targets == target)
-        yield from guarded(path, str(target), partial(_spectrum, target, rows, fibermap, bands, redshifts.get(target, {})))
+    redshifts = _redshifts(beside[0]) if beside else {}
+    for object_id, rows in zip(ids, groups, strict=True):
+        target = int(targets[rows[0]])
+        build = partial(_spectrum, target, rows, fibermap, facts, bands, redshifts.get(target, {}), catalogues)
+        yield from guarded(path, object_id, partial(_epoch, build, epochs[rows[0]]) if epochs else build)
+
+
+def _epoch(build: Callable[[], Observation], exposure: int) -> Observation:
+    return epoch_of(build(), exposure)
 
 
 def _spectrum(
-    target: int, rows: np.ndarray, fibermap: fits.FITS_rec, bands: list[Band], redshift: Mapping[str, str | int | float]
+    target: int,
+    rows: np.ndarray,
+    fibermap: fits.FITS_rec,
+    facts: Mapping[str, str | int | float],
+    bands: list[Band],
+    redshift: Mapping[str, str | int | float],
+    catalogues: tuple[Path, ...],
 ) -> Observation:
-    row = table_row(fibermap, int(rows[0]), {*sum(POSITION, ()), *FIBERMAP_META.values()})
-    meta = pick(row, FIBERMAP_META)
+    columns = {*sum(POSITION, ()), *FIBERMAP_META.values(), *EXPOSURE_META.values()}
+    row = table_row(fibermap, int(rows[0]), columns)
+    meta = {**facts, **pick(row, FIBERMAP_META), **(pick(row, EXPOSURE_META) if len(rows) == 1 else {})}
     if meta.get("objtype") == "SKY":
         raise BadObject("sky fibre")
+    status = _status(fibermap, rows)
+    usable = (status & ALL_BAD) == 0
+    if not usable.any():
+        said = np.bitwise_or.reduce(status)
+        named = ", ".join(name for name, bit in BAD_FIBER.items() if said & bit)
+        raise BadObject(f"no good exposure: FIBERSTATUS {named}")
+    if np.all(status[usable] & UNASSIGNED):
+        raise BadObject("fibre without an object: FIBERSTATUS UNASSIGNED")
+    if len(rows) > 1:
+        meta |= {"numexp": int(usable.sum()), "fiberstatus": int(np.bitwise_and.reduce(status[usable]))}
     ra, dec = position(row, *POSITION)
-    arms = (band.arm(rows) for band in bands)
-    good = tuple(a for a in arms if np.any(a.ivar > 0))
+    arms = (band.arm(rows[usable & ((status & BAD_AMP.get(band.name, 0)) == 0)]) for band in bands)
+    good = tuple(arm for arm in arms if arm is not None and np.any(arm.ivar > 0))
+    if not redshift and catalogues:
+        alike = {name: meta[name.lower()] for name in ("TILEID", "SURVEY", "PROGRAM") if name.lower() in meta}
+        redshift = look_up(catalogues, CATALOGUE, str(target), alike)
     return Observation(str(target), "desi", ra, dec, good, FLAM, meta={**meta, **redshift})
 
 
-def _fibermap(path: Path) -> fits.FITS_rec:
-    """The FIBERMAP. Raises BadObject if this is no DESI file of spectra, or any of FAULTS if it can't be read."""
+def _status(fibermap: fits.FITS_rec, rows: np.ndarray) -> np.ndarray:
+    """FIBERSTATUS of these rows, or COADD_FIBERSTATUS (which is that of the exposures in the coadd, or of all if none is in
+    it); 0 in files without either."""
+    for name in ("FIBERSTATUS", "COADD_FIBERSTATUS"):
+        if name in fibermap.names:
+            return np.asarray(fibermap[name][rows], np.int64)
+    return np.zeros(len(rows), np.int64)
+
+
+def _fibermap(path: Path) -> tuple[fits.FITS_rec, dict[str, str | int | float]]:
+    """The FIBERMAP and what the headers say of the whole file.
+
+    Raises BadObject if this is no DESI file of spectra, or any of FAULTS if it can't be read.
+    """
     with opened(path) as hdus:
         if "FIBERMAP" not in hdus or not any(hdu.name.endswith("_WAVELENGTH") for hdu in hdus):
             raise BadObject("not a DESI file of spectra: no FIBERMAP with <ARM>_WAVELENGTH, _FLUX, _IVAR, _MASK")
         fibermap = data_of(hdus["FIBERMAP"])
+        facts = pick(hdus[0].header, FILE_META) | pick(hdus["FIBERMAP"].header, FILE_META)
     if "TARGETID" not in fibermap.names or fibermap["TARGETID"].dtype.kind not in "iu" or len(fibermap) == 0:
         raise BadObject("FIBERMAP has no rows with an integer TARGETID")
-    return fibermap
+    return fibermap, facts
 
 
 def _bands(path: Path, rows: int) -> list[Band]:

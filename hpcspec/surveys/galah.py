@@ -6,7 +6,9 @@ no_sky_sigma, normalised spectra), "relative_error" in the later reduction 6 (fl
 So σ = relative error · flux and ivar = 1/σ². A relative error that is not positive where the flux is marks a bad pixel.
 Datamodel: https://docs.datacentral.org.au/galah/dr3/galah-dr3-spectra/ ; Kos et al. (2017), MNRAS 464, 1259.
 
-DR3 files don't hold the star's position, only the centre of its 2-degree field; meta says so ("position").
+DR3 files don't hold the star's position, only the centre of its 2-degree field; meta says so ("position"). The position and
+labels come from a main catalogue in the input folder (DR3's GALAH_DR3_main_*.fits, DR4's galah_dr4_all*.fits), joined by
+sobject_id; `flag_sp` is its quality flag, 0 for a good fit.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
 
-from hpcspec.surveys.base import FAULTS, Quarantined, Source, fits_files, guarded, open_fits, pick, plain, position, reason_of
+from hpcspec.surveys.base import FAULTS, Quarantined, Source, guarded, open_fits, pick, plain, position, reason_of
+from hpcspec.surveys.catalogue import Join, look_up, parted, split
 from hpcspec.surveys.grids import Grid
 from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm
 
-LABELS: frozenset[str] = frozenset()
+LABELS = frozenset({"teff", "teff_err", "logg", "logg_err", "fe_h", "fe_h_err", "alpha_fe", "alpha_fe_err"})
 FILE_NAME = re.compile(r"^(\d{15})([1-4])\.fit", re.IGNORECASE)
 ARMS = {"1": "B", "2": "G", "3": "R", "4": "I"}
 CAMERAS = {"BL": "B", "GN": "G", "RD": "R", "RR": "I"}  # SPECTID
@@ -32,19 +36,32 @@ META = {
     "utmjd": "UTMJD", "baryeff": "BARYEFF", "pipe_ver": "PIPE_VER", "gaia_id": "GAIA_ID", "2mass_id": "2MASS_ID",
     "rvcom": "RVCOM", "e_rvcom": "E_RVCOM", "teff_r": "TEFF_R", "logg_r": "LOGG_R", "fe_h_r": "FE_H_R",
 }  # fmt: skip
+CATALOGUE = Join(
+    re.compile(r"^GALAH_(i?DR)\d+_(main_)?\w*all(star|spec)\w*\.fits?|^GALAH_DR3_main_", re.IGNORECASE),
+    "SOBJECT_ID",
+    {
+        "teff": ("TEFF",), "teff_err": ("E_TEFF",), "logg": ("LOGG",), "logg_err": ("E_LOGG",),
+        "fe_h": ("FE_H",), "fe_h_err": ("E_FE_H",), "alpha_fe": ("ALPHA_FE",), "alpha_fe_err": ("E_ALPHA_FE",),
+        "flag_sp": ("FLAG_SP",), "flag_fe_h": ("FLAG_FE_H",), "red_flag": ("RED_FLAG",),
+        "snr": ("SNR_PX_CCD3", "SNR_C3_IRAF"), "rv": ("RV_GALAH", "RV_COMP_1"),
+        "gaia_id": ("GAIADR3_SOURCE_ID", "DR3_SOURCE_ID", "GAIA_EDR3_SOURCE_ID", "SOURCE_ID", "DR2_SOURCE_ID"),
+        "2mass_id": ("TMASS_ID", "STAR_ID"), "ra": ("RA", "RA_DR2"), "dec": ("DEC", "DEC_DR2"),
+    },
+)  # fmt: skip
 
 
 def discover(folder: Path) -> list[Source]:
     """One source per object and folder, with the files of its CCDs; a file of another name, or a second file of the
     same CCD, is a source of its own. Raises UserError if there is no FITS file."""
+    paths, catalogues = parted(folder, CATALOGUE)
     groups: dict[str, dict[str, Path]] = {}
-    for path in fits_files(folder):
+    for path in paths:
         relative, name = path.relative_to(folder), FILE_NAME.match(path.name)
         key, ccd = (str(relative.with_name(name[1])), name[2]) if name else (str(relative), "")
         if ccd in groups.get(key, {}):
             key = str(relative)
         groups.setdefault(key, {})[ccd] = path
-    return sorted(Source(key, tuple(files[ccd] for ccd in sorted(files))) for key, files in groups.items())
+    return sorted(Source(key, (*(files[ccd] for ccd in sorted(files)), *catalogues)) for key, files in groups.items())
 
 
 def read(source: Source) -> Iterator[Observation | Quarantined]:
@@ -52,10 +69,11 @@ def read(source: Source) -> Iterator[Observation | Quarantined]:
 
     A damaged file quarantines the object, and the row names that file.
     """
-    name = FILE_NAME.match(source.paths[0].name)
+    paths, catalogues = split(source, CATALOGUE)
+    name = FILE_NAME.match(paths[0].name)
     object_id = name[1] if name else ""
     arms, headers = [], []
-    for path in source.paths:
+    for path in paths:
         try:
             arm, header = _arm(path)
         except FAULTS as error:
@@ -63,7 +81,7 @@ def read(source: Source) -> Iterator[Observation | Quarantined]:
             return
         arms.append(arm)
         headers.append(header)
-    yield from guarded(source.paths[0], object_id, lambda: _spectrum(object_id, arms, headers))
+    yield from guarded(paths[0], object_id, lambda: _spectrum(object_id, arms, headers, catalogues))
 
 
 def _arm(path: Path) -> tuple[Arm, fits.Header]:
@@ -90,14 +108,16 @@ def _arm(path: Path) -> tuple[Arm, fits.Header]:
         return make_arm(camera, grid, 0, flux, sigma**-2, (flux > 0) & (error <= 0)), header
 
 
-def _spectrum(object_id: str, arms: list[Arm], headers: list[fits.Header]) -> Observation:
+def _spectrum(object_id: str, arms: list[Arm], headers: list[fits.Header], catalogues: tuple[Path, ...]) -> Observation:
     header = headers[0]
     written = str(plain(header.get("OBJECT", "")))
     if not object_id and not re.fullmatch(r"\d{15}", written):
         raise BadObject("no object identifier: neither the file name nor OBJECT is a sobject_id of 15 digits")
     object_id = object_id or written
-    where = "object" if any(name in header for pair in POSITIONS["object"] for name in pair) else "field centre"
-    ra, dec = position(header, *POSITIONS["object"], *POSITIONS["field centre"])
+    found = look_up(catalogues, CATALOGUE, object_id)
+    listed: dict[str, Any] = {name: found.pop(name) for name in ("ra", "dec") if name in found}
+    known = any(name in header for pair in POSITIONS["object"] for name in pair)
+    ra, dec = position({**header, **listed}, *POSITIONS["object"], ("ra", "dec"), *POSITIONS["field centre"])
     good = tuple(arm for arm in arms if np.any(arm.ivar > 0))
-    meta = pick(header, META) | {"position": where, "arms": "".join(arm.name for arm in good)}
-    return Observation(object_id, "galah", ra, dec, good, "counts", meta=meta)
+    where = {"position": "object" if known or len(listed) == 2 else "field centre", "arms": "".join(arm.name for arm in good)}
+    return Observation(object_id, "galah", ra, dec, good, "counts", meta=found | pick(header, META) | where)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +14,10 @@ _AIR = (8.336624212083e-5, 2.408926869968e-2, 130.1065924522, 1.599740894897e-4,
 LOG_TOLERANCE = 5e-7  # dex; two float32 steps at log10(λ) = 3.9, 0.5 % of an SDSS pixel
 
 
-def air_to_vacuum(wavelength: np.ndarray) -> np.ndarray:
-    """Vacuum wavelength (Å) of an air wavelength (Å); the inverse of Morton (2000), ApJS 130, 403, after VALD."""
-    s2 = (1e4 / np.asarray(wavelength, np.float64)) ** 2
+def air_to_vacuum(wavelength: Any) -> Any:
+    """Vacuum wavelengths (Å) of air wavelengths (Å), float64 arrays or tensors; the inverse of Morton (2000), ApJS 130, 403,
+    after VALD."""
+    s2 = (1e4 / wavelength) ** 2
     a, b, c, d, e = _AIR
     return wavelength * (1 + a + b / (c - s2) + d / (e - s2))
 
@@ -32,11 +35,21 @@ class Grid:
     step: float = 0.0
     values: tuple[float, ...] = ()
 
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return np.array(self.values, np.float64)
+
     def wavelength(self, first: int, length: int) -> np.ndarray:
         """Vacuum wavelengths (length,), float64, Å, of pixels first … first+length-1."""
         if self.kind == "table":
-            return np.array(self.values[first : first + length], np.float64)
-        x = self.start + self.step * np.arange(first, first + length, dtype=np.float64)
+            return self._table[first : first + length].copy()
+        return self.at(np.arange(first, first + length))
+
+    def at(self, pixel: np.ndarray) -> np.ndarray:
+        """Vacuum wavelengths, float64, Å, of these pixels, which are on the grid."""
+        if self.kind == "table":
+            return self._table[pixel]
+        x = self.start + self.step * pixel.astype(np.float64)
         if self.kind == "log10":
             return 10.0**x
         if self.kind == "linear":

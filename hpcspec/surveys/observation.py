@@ -41,7 +41,8 @@ class Arm:
 @dataclass(frozen=True)
 class Curve:
     """One band of a light curve: time (n,) float64, days, not falling; value and ivar (n,) float32 in `unit` and its inverse
-    square. `scale` says what the times are: "hjd", "bjd", "jd", "mjd", with "_utc", "_tdb" or "_tcb" where it is known."""
+    square. `scale` says what the times are: "hjd", "bjd", "jd", "mjd", with "_utc", "_tdb" or "_tcb" where it is known, or
+    "relative" where the survey doesn't say."""
 
     band: str
     time: np.ndarray
@@ -120,7 +121,7 @@ def make_curve(band: str, time: np.ndarray, value: np.ndarray, error: np.ndarray
 def _folded(what: str, value: np.ndarray, ivar: np.ndarray, bad: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     value, ivar = np.asarray(value), np.asarray(ivar)
     if value.ndim != 1 or value.shape != ivar.shape or (bad is not None and np.shape(bad) != value.shape):
-        raise BadObject(f"{what} {value.shape}, ivar {ivar.shape} and mask {np.shape(bad)} differ in length")
+        raise BadObject(f"{what} {value.shape}, ivar {ivar.shape} and mask {bad if bad is None else np.shape(bad)} differ in length")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf and is folded in below
         value, ivar = value.astype(np.float32), ivar.astype(np.float32)
     finite = np.isfinite(value)
@@ -159,7 +160,7 @@ def check(one: Observation) -> Observation:
             raise BadObject(f"light curve {curve.band}: times are not finite and in order", one.object_id)
     scalars = {n: (float(v), float(e) if e > 0 and np.isfinite(e) else float("nan"))
                for n, (v, e) in one.scalars.items() if np.isfinite(np.float32(v))}  # fmt: skip
-    if not any((m.ivar > 0).any() for m in (*one.arms, *one.curves)) and not scalars:
+    if not any((ivar > 0).any() for ivar in (*(a.ivar for a in one.arms), *(c.ivar for c in one.curves))) and not scalars:
         raise BadObject("no valid pixel (every ivar is 0, or every flux is NaN)", one.object_id)
     if one.arms and not one.curves and not scalars and not any(np.any(a.flux[a.ivar > 0] != 0) for a in one.arms):
         raise BadObject("every valid flux is exactly 0", one.object_id)

@@ -2,8 +2,12 @@
 
 One object a file. HDU 1 is the coadd: flux (1e-17 erg/s/cm²/Å), loglam (log10 of the vacuum wavelength in Å, multiples
 of 1e-4, heliocentric), ivar, and_mask. HDU 2, one row, is the object's entry in the survey catalogue. Column names come
-in either case, and HDU names may be absent. The single exposures of a full file are not read. Sky fibres come out as
-spectra; ZWARNING bit 0 and objtype or sourcetype "SKY" tell them.
+in either case, and HDU names may be absent. In a full file HDU 4 on are the single exposures, a table for each camera
+(b1, b2, r1 or r2) and exposure with flux, loglam, ivar and mask in the coadd's units and frame, but on the native pixels, in
+b with wavelengths falling. Lite files, which hold none, give their coadd also where epochs are asked for.
+
+Sky fibres come out as spectra, for models of the sky and as a test of flags. meta["sky"] is 1 for them (bit 0 of ZWARNING, or
+objtype or sourcetype "SKY") and 0 for objects; their class, z and other labels mean nothing.
 Datamodel: https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/spectra/PLATE4/spec.html
 
 Mask: SPPIXMASK (https://www.sdss3.org/dr10/algorithms/bitmask_sppixmask.php). The reduction has already set ivar to 0
@@ -14,7 +18,8 @@ where it found a pixel unusable; BAD_PIXEL adds the bits that say the same or th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,8 @@ from hpcspec.surveys.base import (
     Quarantined,
     Source,
     about,
-    guarded,
+    each_guarded,
+    epoch_of,
     open_fits,
     pick,
     plain,
@@ -34,8 +40,8 @@ from hpcspec.surveys.base import (
     single_file_sources,
     table_row,
 )
-from hpcspec.surveys.grids import log_grid
-from hpcspec.surveys.observation import BadObject, Observation, make_arm
+from hpcspec.surveys.grids import log_grid, table_grid
+from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm
 
 FULLREJECT = 1 << 18  # rejected in extraction
 NOSKY = 1 << 22  # sky level unknown
@@ -46,6 +52,10 @@ BADFLUXFACTOR = 1 << 26  # low flux calibration
 BAD_PIXEL = FULLREJECT | NOSKY | BRIGHTSKY | NODATA | COMBINEREJ | BADFLUXFACTOR
 
 COADD = {"FLUX", "LOGLAM", "IVAR", "AND_MASK"}
+EXPOSURE = {"FLUX", "LOGLAM", "IVAR", "MASK"}
+EXPOSURE_NAME = re.compile(r"^([BR][12])-(\d+)", re.IGNORECASE)  # camera and exposure number
+SKY = 1  # ZWARNING
+DAY = 86400.0
 LABELS = frozenset({"class", "subclass", "z"})
 META = {
     "plate": "PLATE", "mjd": "MJD", "fiberid": "FIBERID", "catalogid": "CATALOGID",
@@ -63,13 +73,14 @@ def discover(folder: Path) -> list[Source]:
 
 
 def read(source: Source) -> Iterator[Observation | Quarantined]:
-    """The one object of a spec file: one arm, "coadd"."""
+    """The one object of a spec file: one arm, "coadd"; with `source.epochs` each exposure of a full file, arms "b" and "r"."""
     path = source.paths[0]
     name = FILE_NAME.search(path.name)
-    yield from guarded(path, _joined(*name.groups()) if name else "", lambda: _spectrum(path))
+    yield from each_guarded(path, _joined(*name.groups()) if name else "", lambda: _parts(path, source.epochs))
 
 
-def _spectrum(path: Path) -> Observation:
+def _parts(path: Path, epochs: bool) -> Iterator[tuple[str, Callable[[], Observation]]]:
+    """The coadd, or each exposure: identifier and what makes it."""
     hdus = open_fits(path)
     coadd = _table(hdus, COADD)
     if coadd is None:
@@ -77,15 +88,58 @@ def _spectrum(path: Path) -> Observation:
     header, catalogue = hdus[0].header, _table(hdus, {"CLASS", "Z", "MJD"})
     row = table_row(catalogue, 0, {"SPECOBJID", *META.values(), *sum(ROW_POSITION, ())}) if catalogue is not None else {}
     object_id = _object_id(row, header, path)
+    exposures = _exposures(hdus) if epochs else {}
+    if not exposures:
+        yield object_id, lambda: _spectrum(object_id, row, header, _coadd(coadd))
+    for number, cameras in exposures.items():
+        yield f"{object_id}@{number}", partial(_exposure, object_id, row, header, number, cameras)
+
+
+def _spectrum(object_id: str, row: Mapping[str, Any], header: fits.Header, *arms: Arm) -> Observation:
     with about(object_id):
-        grid, first = log_grid(coadd["LOGLAM"])
-        arm = make_arm("coadd", grid, first, coadd["FLUX"], coadd["IVAR"], (coadd["AND_MASK"] & BAD_PIXEL) != 0)
         try:
             ra, dec = position(row, *ROW_POSITION)
         except BadObject:
             ra, dec = position(header, ("PLUG_RA", "PLUG_DEC"))
     meta = pick(header, {"plate": "PLATEID", "mjd": "MJD", "fiberid": "FIBERID"}) | pick(row, META)
-    return Observation(object_id, "sdss", ra, dec, (arm,), FLAM, meta=meta)
+    if {"zwarning", "objtype", "sourcetype"} & meta.keys():
+        warning, kinds = meta.get("zwarning"), (meta.get("objtype"), meta.get("sourcetype"))
+        meta["sky"] = int("SKY" in kinds or (isinstance(warning, int) and warning & SKY == SKY))
+    return Observation(object_id, "sdss", ra, dec, arms, FLAM, meta=meta)
+
+
+def _coadd(table: fits.FITS_rec) -> Arm:
+    grid, first = log_grid(table["LOGLAM"])
+    return make_arm("coadd", grid, first, table["FLUX"], table["IVAR"], (table["AND_MASK"] & BAD_PIXEL) != 0)
+
+
+def _exposures(hdus: fits.HDUList) -> dict[int, dict[str, fits.BinTableHDU]]:
+    """{exposure number: {camera: its table}}, in the order of the file."""
+    found: dict[int, dict[str, fits.BinTableHDU]] = {}
+    for hdu in hdus[1:]:
+        name = EXPOSURE_NAME.match(hdu.name)
+        if name and isinstance(hdu, fits.BinTableHDU) and EXPOSURE <= {column.upper() for column in hdu.columns.names}:
+            found.setdefault(int(name[2]), {})[name[1][0].lower()] = hdu
+    return found
+
+
+def _exposure(
+    object_id: str, row: Mapping[str, Any], header: fits.Header, number: int, cameras: Mapping[str, fits.BinTableHDU]
+) -> Observation:
+    """One exposure: its mjd is that of the middle, TAI."""
+    arms = []
+    for camera, hdu in sorted(cameras.items()):
+        table = hdu.data
+        rising = slice(None, None, 1 if len(table) < 2 or table["LOGLAM"][0] < table["LOGLAM"][-1] else -1)
+        flux, loglam, ivar, mask = (table[name][rising] for name in ("FLUX", "LOGLAM", "IVAR", "MASK"))
+        grid = table_grid(10.0 ** loglam.astype(np.float64))
+        arms.append(make_arm(camera, grid, 0, flux, ivar, (mask & BAD_PIXEL) != 0))
+    good = tuple(arm for arm in arms if np.any(arm.ivar > 0))
+    times = next(iter(cameras.values())).header
+    meta = pick(times, {"exptime": "EXPTIME"})
+    if "TAI-BEG" in times and "TAI-END" in times:
+        meta["mjd"] = (float(times["TAI-BEG"]) + float(times["TAI-END"])) / 2 / DAY
+    return epoch_of(_spectrum(object_id, row, header, *good), number, expid=number, **meta)
 
 
 def _table(hdus: fits.HDUList, columns: set[str]) -> fits.FITS_rec | None:

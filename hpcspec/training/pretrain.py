@@ -8,7 +8,7 @@ import resource
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,9 +21,11 @@ from hpcspec.comm import world
 from hpcspec.config import Config
 from hpcspec.errors import Stopped, UserError
 from hpcspec.model.weights import save_weights
-from hpcspec.stream.batches import Batch, prefetch, training_batches
+from hpcspec.shards.objects import SPECTRUM
+from hpcspec.stream.batches import training_batches
 from hpcspec.stream.index import open_index
 from hpcspec.stream.stream import Stream, joined_state
+from hpcspec.stream.tokens import Batch
 from hpcspec.training import engine as ds
 from hpcspec.training.ranks import Ranks, start
 
@@ -67,31 +69,32 @@ def pretrain(config: Config, shards: Sequence[Path], checkpoints: Path, metrics:
     ranks = start(training.threads)
     comm = world()
     index = open_index(shards, comm)
-    selected = index.sky_fraction(config.seed) >= config.adapt.held_out
-    stream = Stream(index, selected, config.seed, training.lanes, training.block, training.shuffle_blocks,
-                    ranks.rank, ranks.size, comm)  # fmt: skip
+    if not any(channel.kind == SPECTRUM for shard in index.shards for channel in shard.channels):
+        raise UserError(f"{', '.join(sorted({s.survey for s in index.shards}))}: no spectra; the model reads spectra only")
+    stream = Stream(index, config.seed, training.lanes, training.block, training.shuffle_blocks, patch=config.model.patch,
+                    share=config.adapt.held_out, temperature=training.temperature, weights=training.weights,
+                    rank=ranks.rank, size=ranks.size, comm=comm)  # fmt: skip
     engine = ds.build(config, ranks)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     fixed = {"model": config.model.model_dump(), "training": {k: v for k, v in training.says().items() if k != "steps"}}
     saved = ds.restore(engine, checkpoints, ranks, fixed)
     step = 0
     if saved:
-        stream.restore(saved["stream"])
+        stream.restore(saved["stream"], training.changed_data == "new_epoch")
         step = saved["step"]
     if ranks.rank == 0:
         _cut(metrics, step)
         log.info("%s: %.2f M parameters, %d objects, %d ranks on %s, ZeRO-%d, %s at step %d of %d", config.name, parameters / 1e6,
-                 selected.sum(), ranks.size, ranks.device.type, training.zero.stage, "going on" if saved else "starting",
+                 len(index), ranks.size, ranks.device.type, training.zero.stage, "going on" if saved else "starting",
                  step, training.steps)  # fmt: skip
-    batches = prefetch(training_batches(stream, config.model.patch, training.tokens_per_batch, training.mask), training.prefetch)
+    batches = training_batches(stream, training.tokens_per_batch, training.mask, training.prefetch, ranks.device)
     try:
         return _loop(config, engine, batches, ranks, step, fixed, checkpoints, metrics, weights)
     finally:
-        batches.close()  # type: ignore[attr-defined]
-        stream.reader.close()  # before MPI ends
+        batches.close()  # before MPI ends
 
 
-def _loop(config: Config, engine: Any, batches: Iterator[Batch], ranks: Ranks, step: int, fixed: dict[str, Any],
+def _loop(config: Config, engine: Any, batches: Generator[Batch, None, None], ranks: Ranks, step: int, fixed: dict[str, Any],
           checkpoints: Path, metrics: Path, weights: Path) -> dict[str, Any]:  # fmt: skip
     training = config.training
     asked = {"stop": False}
@@ -110,12 +113,11 @@ def _loop(config: Config, engine: Any, batches: Iterator[Batch], ranks: Ranks, s
             micro = 0
             while micro < training.accumulation:
                 waited = time.monotonic()
-                batch = next(batches)
+                batch, stop = _agreed_next(batches, ranks, asked["stop"])
                 meter.add(wait=time.monotonic() - waited)
                 state = batch.state or {}
-                losses = engine(batch.to(ranks.device), training.summary_share)
-                bad, stop = ranks.any(not torch.isfinite(losses["loss"]).item(), asked["stop"])
-                if bad:
+                losses = engine(batch, training.summary_share)
+                if ranks.any(not torch.isfinite(losses["loss"]).item())[0]:
                     nonfinite += 1
                     log.warning("step %d: non-finite loss on some rank, batch skipped (%d so far)", step, nonfinite)
                     if nonfinite > training.max_nonfinite:
@@ -147,6 +149,25 @@ def _loop(config: Config, engine: Any, batches: Iterator[Batch], ranks: Ranks, s
         save_weights(weights, ds.full_weights(engine, checkpoints))
     torch.distributed.barrier()
     return line or (_lines(metrics) or [{}])[-1]
+
+
+def _agreed_next(batches: Iterator[Batch], ranks: Ranks, asked: bool) -> tuple[Batch, bool]:
+    """This rank's next batch, and whether any rank was asked to stop.
+
+    Raises UserError on all ranks if any has none, before anyone waits for it in the model's own communication.
+    """
+    batch, failure = None, None
+    try:
+        batch = next(batches)
+    except Exception as error:
+        failure = error
+    failed, stop = ranks.any(failure is not None, asked)
+    if not failed:
+        assert batch is not None
+        return batch, stop
+    reasons = ranks.gather(failure and f"{type(failure).__name__}: {failure}")
+    rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
+    raise UserError(f"rank {rank} has no data: {reason.removeprefix('UserError: ')}") from failure
 
 
 def _lines(metrics: Path) -> list[dict[str, Any]]:

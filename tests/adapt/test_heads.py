@@ -12,7 +12,7 @@ from hpcspec.adapt.labels import LabelSet
 from hpcspec.adapt.report import physical, pixel_matrix, scatter, table
 from hpcspec.config import Model
 from hpcspec.model.spectral import SpectralModel
-from tests.making import batch, dataset, pixels_of, spectrum
+from tests.making import batch, dataset, spectrum
 
 N = 200
 
@@ -106,7 +106,7 @@ def test_a_head_reads_each_object_alone(task: Task) -> None:
     torch.manual_seed(0)
     config = Model(patch=8, width=32, layers=1, decoder_layers=1, heads=4, frequencies=8)
     model, head = SpectralModel(config).double().eval(), Head(task, 32, 4, 0.1).double().eval()
-    objects = [pixels_of(spectrum(i, pixels=40 + 8 * (i % 3))) for i in range(5)]
+    objects = [spectrum(i, pixels=40 + 8 * (i % 3)) for i in range(5)]
     together = batch(objects, 8)
     outputs = head(model.encode(together))
     assert [tuple(x.shape) for x in outputs] == [(5, 2), (5, 2), (5, 2)]

@@ -12,7 +12,7 @@ import pytest
 from hpcspec.catalog.merge import MergeReport, merge
 from hpcspec.catalog.parts import write_part
 from hpcspec.catalog.schema import Flag, class_column, columns
-from hpcspec.shards.format import healpix29
+from hpcspec.shards.objects import healpix29
 
 ROWS = 600
 CLASSES, PARAMETERS = ("STAR", "GALAXY", "QSO"), ("teff", "logg", "z", "oddity")

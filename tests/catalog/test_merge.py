@@ -18,7 +18,7 @@ from hpcspec.catalog.parts import write_part
 from hpcspec.catalog.schema import EMBEDDING, columns
 from hpcspec.catalog.validate import validate
 from hpcspec.errors import UserError
-from hpcspec.shards.format import healpix29
+from hpcspec.shards.objects import healpix29
 
 from .conftest import COLUMNS, PARAMETERS, PROVENANCE, ROWS, publish
 

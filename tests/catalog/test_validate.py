@@ -20,7 +20,7 @@ from hpcspec.catalog.merge import release_files
 from hpcspec.catalog.row_checks import wrong_healpix
 from hpcspec.catalog.schema import Flag
 from hpcspec.catalog.validate import Check, report, validate
-from hpcspec.shards.format import healpix29
+from hpcspec.shards.objects import healpix29
 
 TABLE, EMBEDDINGS = "hpcspec-apogee.fits", "hpcspec-apogee-embeddings.parquet"
 Plant = Callable[[Path], None]

@@ -13,10 +13,10 @@ from hpcspec.config import Model, config_folder, load
 from hpcspec.model.attention import Packing
 from hpcspec.model.spectral import Sinusoids, SpectralModel, likelihood
 from hpcspec.stream.batches import Batch
-from tests.making import batch, pixels_of, spectrum
+from tests.making import batch, spectrum
 
 SMALL = Model(patch=8, width=32, layers=2, decoder_layers=2, heads=4, frequencies=16, dropout=0.1)
-OBJECTS = [pixels_of(spectrum(i, ("log10", "linear")[: 1 + i % 2], 24 + 16 * (i % 4))) for i in range(7)]
+OBJECTS = [spectrum(i, ("log10", "linear")[: 1 + i % 2], 24 + 16 * (i % 4)) for i in range(7)]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_an_outlier_pulls_no_harder_than_ten_standard_deviations() -> None:
     assert likelihood(zero, zero, target, torch.full((2, 1), torch.inf)) == 0
 
 
-SHORT = pixels_of(spectrum(1, pixels=5))
+SHORT = spectrum(1, pixels=5)
 
 
 @pytest.mark.parametrize("objects", [OBJECTS[:1], [SHORT], [SHORT, SHORT, OBJECTS[0]]])
@@ -200,8 +200,8 @@ def test_each_named_model_has_the_size_its_comment_says(path: Path) -> None:
 def test_a_short_training_lowers_the_loss_clearly() -> None:
     torch.manual_seed(0)
     model = SpectralModel(SMALL.model_copy(update={"dropout": 0.0}))
-    given = batch([pixels_of(spectrum(i, pixels=160)) for i in range(16)], SMALL.patch, mask=0.5)
-    other = batch([pixels_of(spectrum(i, pixels=160)) for i in range(100, 116)], SMALL.patch, mask=0.5)
+    given = batch([spectrum(i, pixels=160) for i in range(16)], SMALL.patch, mask=0.5)
+    other = batch([spectrum(i, pixels=160) for i in range(100, 116)], SMALL.patch, mask=0.5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     before = [model(b, 0.25)["loss_hidden"].item() for b in (given, other)]
     for _ in range(60):

@@ -12,7 +12,7 @@ from hpcspec.config import Model
 from hpcspec.errors import UserError
 from hpcspec.model.spectral import SpectralModel
 from hpcspec.model.weights import load_weights, save_weights
-from tests.making import batch, pixels_of, spectrum
+from tests.making import batch, spectrum
 
 SMALL = Model(patch=8, width=32, layers=2, decoder_layers=1, heads=4, frequencies=8)
 
@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_weights_come_back_and_the_model_is_the_same(path: Path) -> None:
     first, second = model(0), model(1)
-    given = batch([pixels_of(spectrum(i)) for i in range(3)], SMALL.patch, mask=0.5)
+    given = batch([spectrum(i) for i in range(3)], SMALL.patch, mask=0.5)
     assert not torch.equal(first(given)["loss"], second(given)["loss"])
     load_weights(path, second)
     assert torch.equal(first(given, 0.25)["loss"], second(given, 0.25)["loss"])

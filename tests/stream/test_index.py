@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcspec.errors import UserError
-from hpcspec.shards.format import healpix29
+from hpcspec.shards.objects import healpix29
 from hpcspec.stream.batches import in_order
 from hpcspec.stream.index import DataIndex, open_index
 from hpcspec.stream.stream import Stream

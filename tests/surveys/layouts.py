@@ -37,7 +37,7 @@ FLUX = float(flux(GOOD + 1)[GOOD])
 
 
 def table(columns: dict[str, np.ndarray], name: str = "") -> fits.BinTableHDU:
-    formats = {"f4": "E", "f8": "D", "i4": "J", "i8": "K"}
+    formats = {"f4": "E", "f8": "D", "i4": "J", "i8": "K", "b1": "L"}
     made = []
     for key, values in columns.items():
         code = formats.get(values.dtype.str[1:], f"{values.dtype.itemsize // 4}A")
@@ -76,6 +76,22 @@ def sdss_lite(folder: Path) -> None:
     save(folder / "spec-3655-55240-0002.fits", hdus, RA=10.0, DEC=10.0)
 
 
+def sdss_full(folder: Path) -> None:
+    """Two exposures, the second of which lost its red camera; flux 1 and 2 above the coadd's, wavelengths of b falling."""
+    sdss_lite(folder)
+    path = folder / "spec-3655-55240-0002.fits"
+    with fits.open(path, memmap=False) as hdus:
+        for camera, number, more in (("B1", 118, 1), ("B1", 119, 2), ("R1", 118, 1)):
+            start, n = (3.58, 60) if camera == "B1" else (3.76, 50)
+            columns = {"flux": flux(n) + more, "loglam": (start + 0.9e-4 * np.arange(n)).astype("f4"),
+                       "ivar": np.full(n, 2, "f4"), "mask": bit(n, 1 << 25)}  # fmt: skip
+            columns = {k: v[:: -1 if camera == "B1" else 1] for k, v in columns.items()}
+            hdu = table(columns, f"{camera}-{number:08d}-00000120-00000121")
+            hdu.header.update({"TAI-BEG": 86400 * 55240.25, "TAI-END": 86400 * 55240.25 + 900, "EXPTIME": 900.0})
+            hdus.append(hdu)
+        hdus.writeto(path, overwrite=True)
+
+
 def sdss_bare(folder: Path) -> None:
     """Upper case, no HDU names, no catalogue row: the header identifies the object."""
     save(folder / "x.fits", [fits.PrimaryHDU(), coadd(60, str.upper, "")],
@@ -107,12 +123,18 @@ def desi_coadd(folder: Path) -> None:
     fits.HDUList([fits.PrimaryHDU(), table(redshifts, "REDSHIFTS")]).writeto(folder / "redrock-0-1-thru2.fits")
 
 
-def desi_spectra(folder: Path) -> None:
+def desi_spectra(folder: Path, **more: np.ndarray) -> None:
     """Object 5 in two exposures, 6 and 7 in one."""
-    desi(folder, "spectra", [5, 6, 5, 7])
+    exposures = {"EXPID": np.array([101, 101, 102, 101], "i4"), "NIGHT": np.full(4, 20210419, "i4"),
+                 "MJD": np.array([59000.25, 59000.25, 59001.5, 59000.25])}  # fmt: skip
+    desi(folder, "spectra", [5, 6, 5, 7], **exposures, **more)
 
 
 STAR = {"OBJID": "2M00452143+1634446", "RA": 11.25, "DEC": 16.5, "SNR": 79.0, "NVISITS": 3, "VHELIO": 6.7, "STARFLAG": 4}
+VISITS = {
+    "SFILE1": "apVisit-r6-6561-56587-031.fits", "JD1": 2456587.75, "VHELIO1": 7.25, "SNRVIS1": 40.0, "FIBER1": 31,
+    "SFILE2": "apVisit-r6-6561-56607-125.fits", "JD2": 2456607.75, "VHELIO2": 6.5, "SNRVIS2": 39.0, "FIBER2": 125,
+}  # fmt: skip
 CHIP = 320  # the first pixel of the blue chip here
 
 
@@ -129,9 +151,10 @@ def apstar(folder: Path) -> None:
     spectrum, error = apogee_grid()
     mask = np.zeros(8575, "i2")
     mask[CHIP + BAD], mask[CHIP + GOOD] = 1 << 14, 1 << 12  # NOT_ENOUGH_PSF is bad, SIG_SKYLINE a warning
-    rows = [np.array([x, x + 1, x]) for x in (spectrum, error, mask)]
+    rows = [np.array([x, x, 2 * x, 3 * x]) for x in (spectrum, error)]  # combined twice, and two visits
+    rows.append(np.array([mask] * 4))
     hdus = [fits.PrimaryHDU(), *map(fits.ImageHDU, rows)]
-    save(folder / "apStar-r6-2M00452143+1634446.fits", hdus, CRVAL1=4.179, CDELT1=6e-6, CRPIX1=1, **STAR)
+    save(folder / "apStar-r6-2M00452143+1634446.fits", hdus, CRVAL1=4.179, CDELT1=6e-6, CRPIX1=1, **STAR, **VISITS)
 
 
 def aspcapstar(folder: Path) -> None:
@@ -210,6 +233,7 @@ AIR_GOOD = 4713.5 + 0.05 * GOOD + 1.3186  # air to vacuum at 4715 Å: n - 1 = 2.
 APOGEE_GOOD = 10 ** (4.179 + 6e-6 * (CHIP + GOOD))
 LAYOUTS = {
     "sdss_lite": Layout("sdss", sdss_lite, ("4115164797179547648",), 10**3.583, FLUX, 4),
+    "sdss_full": Layout("sdss", sdss_full, ("4115164797179547648",), 10**3.583, FLUX, 4),
     "sdss_bare": Layout("sdss", sdss_bare, ("0266516020013",), 10**3.583, FLUX, 4),
     "desi_coadd": Layout("desi", desi_coadd, ("39633345008634465", "7", "8"), 3600 + 0.8 * GOOD, FLUX, 4),
     "desi_spectra": Layout("desi", desi_spectra, ("5", "6", "7"), 3600 + 0.8 * GOOD, FLUX, 8),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from hpcspec.surveys.base import Quarantined
 from hpcspec.surveys.grids import Grid
 from hpcspec.surveys.observation import Observation
 from tests.surveys.layouts import BAD, desi_coadd, desi_spectra
+from tests.surveys.layouts import desi as write_desi
 
 
-def objects(folder: Path) -> dict[str, Observation | Quarantined]:
-    return {found.object_id: found for source in desi.discover(folder) for found in desi.read(source)}
+def objects(folder: Path, epochs: bool = False) -> dict[str, Observation | Quarantined]:
+    found = [o for source in desi.discover(folder) for o in desi.read(replace(source, epochs=epochs))]
+    assert len({o.object_id for o in found}) == len(found)
+    return {o.object_id: o for o in found}
 
 
 def test_a_coadd_file(tmp_path: Path) -> None:
@@ -45,6 +49,39 @@ def test_a_spectra_file_gives_each_object_once(tmp_path: Path) -> None:
     assert [arm.name for arm in found["6"].arms] == ["R", "Z"]
     assert set(found["5"].arms[0].ivar) == {0, 8} and set(found["7"].arms[0].ivar) == {0, 4}
     assert found["5"].arms[0].ivar[BAD] == 0
+
+
+def test_each_exposure_is_an_epoch(tmp_path: Path) -> None:
+    desi_spectra(tmp_path)
+    found = objects(tmp_path, epochs=True)
+    assert list(found) == ["5@101", "6@101", "5@102", "7@101"]
+    second = found["5@102"]
+    assert isinstance(second, Observation) and set(second.arms[0].ivar) == {0, 4}
+    assert {"target_id": "5", "expid": 102, "night": 20210419, "mjd": 59001.5}.items() <= second.meta.items()
+
+
+def test_a_coadd_has_no_epochs(tmp_path: Path) -> None:
+    desi_coadd(tmp_path)
+    assert list(objects(tmp_path, epochs=True)) == list(objects(tmp_path))
+
+
+def test_exposures_that_the_survey_calls_bad_are_left_out(tmp_path: Path) -> None:
+    bad, amp, poor = desi.BAD_FIBER["BADPOSITION"], desi.BAD_AMP["R"], 1 << 10
+    desi_spectra(tmp_path, FIBERSTATUS=np.array([bad | 8, amp, poor, desi.UNASSIGNED], "i4"))
+    found = objects(tmp_path)
+    assert set(found["5"].arms[0].ivar) == {0, 4}  # the good exposure alone
+    assert (found["5"].meta["fiberstatus"], found["5"].meta["numexp"]) == (poor, 1)
+    assert [arm.name for arm in found["6"].arms] == ["Z"] and found["6"].meta["fiberstatus"] == amp
+    assert found["7"].reason == "fibre without an object: FIBERSTATUS UNASSIGNED"
+    epochs = objects(tmp_path, epochs=True)
+    assert epochs["5@101"].reason == "no good exposure: FIBERSTATUS BADPOSITION" and isinstance(epochs["5@102"], Observation)
+
+
+def test_a_coadd_of_nothing_but_bad_exposures(tmp_path: Path) -> None:
+    write_desi(tmp_path, "coadd", [5, 6], COADD_FIBERSTATUS=np.array([1 << 2 | 1 << 16, 1 << 3], "i4"))
+    found = objects(tmp_path)
+    assert found["5"].reason == "no good exposure: FIBERSTATUS BROKENFIBER, BADFIBER"
+    assert isinstance(found["6"], Observation) and found["6"].meta["coadd_fiberstatus"] == 1 << 3
 
 
 def test_a_damaged_redshift_file_costs_the_redshifts_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,6 +117,8 @@ def test_real_files(real_data: Path) -> None:
     for name in ("coadd-5-169-thru20210419.fits.gz", "spectra-5-169-thru20210419.fits.gz"):
         found = {o.object_id: o for o in desi.read(sources[name])}
         assert len(found) == 5 and [k for k, o in found.items() if isinstance(o, Observation)] == ["39633300968442591"]
-        assert all("no valid pixel" in o.reason for o in found.values() if isinstance(o, Quarantined))
+        reasons = {key: o.reason for key, o in found.items() if isinstance(o, Quarantined)}
+        assert reasons.pop("-1695073") == "fibre without an object: FIBERSTATUS UNASSIGNED"
+        assert set(reasons.values()) == {"no good exposure: FIBERSTATUS BADPOSITION"}
     quasars = list(desi.read(sources["coadd-1-80693-thru20210204.fits.gz"]))
     assert len(quasars) == 5 and all(isinstance(o, Observation) and len(o.arms) == 3 for o in quasars)

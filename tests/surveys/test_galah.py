@@ -65,3 +65,19 @@ def test_real_files(folder: str, count: int, real_data: Path) -> None:
             good = arm.ivar > 0
             noise = np.diff(arm.flux[good]) / np.sqrt(1 / arm.ivar[good][1:] + 1 / arm.ivar[good][:-1])
             assert 0.2 < 1.4826 * np.median(np.abs(noise)) < 3
+
+
+def test_wavelengths_of_a_real_star_are_vacuum(real_data: Path) -> None:
+    """The core of H alpha lies where the survey's own radial velocity puts it; in air it would be 82 km/s off."""
+    folder = real_data / "galah_dr6reduction"
+    if not folder.is_dir():
+        pytest.skip(f"no galah_dr6reduction in {real_data}")
+    (star,) = galah.read(galah.discover(folder)[0])
+    assert isinstance(star, Observation) and star.meta["position"] == "object"
+    assert (star.ra, star.dec) == (87.74803230671, 7.98963034608)
+    red = next(arm for arm in star.arms if arm.name == "R")
+    near = np.abs(red.wavelength - 6564.61) < 15
+    wavelength, flux = red.wavelength[near], red.flux[near]
+    depth = np.clip(np.percentile(flux, 80) - flux, 0, None) ** 2 * (np.abs(wavelength - 6564.61) < 4)
+    velocity = 299792.458 * (np.average(wavelength, weights=depth) / 6564.61 - 1)
+    assert velocity == pytest.approx(star.meta["rvcom"], abs=5)

@@ -1,0 +1,210 @@
+"""Other ways to read the same spectra in random order, each in a process of its own: a program for `processes.Measuring`.
+
+    peers.py prepare NAME FOLDER    writes the spectra as this peer wants them, unless they are there
+    peers.py read NAME FOLDER       one shuffled epoch in the page cache, from opening to the last spectrum
+
+FOLDER holds the shards (*.h5) and `flat/` (see `survey_mix.write_flat`). Nothing of hpcspec is used, so that a peer can have an
+environment of its own. A peer that is not installed answers with {"skipped": reason}.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from processes import serve
+
+BATCH, SEED, ROWS = 32, 1, 1000
+WORKERS = min(4, os.cpu_count() or 1)
+
+
+def flat(folder: Path) -> tuple[np.ndarray, ...]:
+    """flux, ivar, wavelength (v,) f4, memory-mapped, and offsets (n+1,) of the objects in them."""
+    return tuple(np.load(folder / "flat" / f"{name}.npy", mmap_mode="r") for name in ("flux", "ivar", "wavelength", "offsets"))
+
+
+def write_hf(folder: Path, to: Path) -> None:
+    """Arrow on disk: flux, ivar, wavelength lists of float32, mask lists of bool."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    flux, ivar, wavelength, offsets = flat(folder)
+    tables = []
+    for start in range(0, len(offsets) - 1, ROWS):
+        ends = offsets[start : start + ROWS + 1]
+        at = slice(int(ends[0]), int(ends[-1]))
+        columns = {"flux": flux[at], "ivar": ivar[at], "wavelength": wavelength[at], "mask": ivar[at] == 0}
+        places = pa.array((ends - ends[0]).astype(np.int32))
+        tables.append(pa.table({k: pa.ListArray.from_arrays(places, pa.array(np.asarray(v))) for k, v in columns.items()}))
+    Dataset(pa.concat_tables(tables)).save_to_disk(to)
+
+
+def read_hf(folder: Path, data: Path, columns: tuple[str, ...] = ("flux", "ivar", "wavelength", "mask")) -> Callable[[], Any]:
+    """Batches of 32 as numpy from a shuffled data set."""
+    from datasets import load_from_disk
+
+    def epoch() -> Iterator[tuple[int, int]]:
+        shuffled = load_from_disk(data).select_columns(list(columns)).shuffle(seed=SEED).with_format("numpy")
+        for batch in shuffled.iter(batch_size=BATCH):
+            yield len(batch["flux"]), sum(len(one) for one in batch["flux"])
+
+    return epoch
+
+
+def read_hf_two(folder: Path, data: Path) -> Callable[[], Any]:
+    """The same with flux and ivar alone."""
+    return read_hf(folder, data, ("flux", "ivar"))
+
+
+def read_h5py(folder: Path, data: Path) -> Callable[[], Any]:
+    """Each object alone, from the open shards, in random order; where an object lies is known beforehand."""
+    import h5py
+
+    def epoch() -> Iterator[tuple[int, int]]:
+        places, sets = [], []
+        for path in sorted(folder.glob("*.h5")):
+            file = h5py.File(path, "r", locking=False)
+            ends = file["segment/pixels"][()][file["object/segments"][()]].tolist()
+            places += [(len(sets), a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            sets.append((file["sample/value"], file["sample/ivar"]))
+        for i in np.random.default_rng(SEED).permutation(len(places)).tolist():
+            of, a, b = places[i]
+            flux, ivar = (data[a:b] for data in sets[of])
+            yield 1, min(len(flux), len(ivar))
+
+    return epoch
+
+
+def write_mosaic(folder: Path, to: Path) -> None:
+    """MDS shards with flux and ivar."""
+    from streaming import MDSWriter
+
+    flux, ivar, _, offsets = flat(folder)
+    with MDSWriter(out=str(to), columns={"flux": "ndarray:float32", "ivar": "ndarray:float32"}, size_limit=1 << 27) as out:
+        for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            out.write({"flux": np.array(flux[a:b]), "ivar": np.array(ivar[a:b])})
+
+
+def read_mosaic(folder: Path, data: Path, workers: int = 0) -> Callable[[], Any]:
+    """One object after another from the local, shuffled MDS; or batches of 32 through workers."""
+    from streaming import StreamingDataLoader, StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+
+    def epoch() -> Iterator[tuple[int, int]]:
+        of = StreamingDataset(local=str(data), shuffle=True, shuffle_seed=SEED, batch_size=BATCH)
+        if not workers:
+            for one in of:
+                yield 1, min(len(one["flux"]), len(one["ivar"]))
+            return
+        for batch in StreamingDataLoader(of, batch_size=BATCH, num_workers=workers, collate_fn=_joined):
+            yield len(batch[2]), min(len(batch[0]), len(batch[1]))
+
+    return epoch
+
+
+def read_mosaic_workers(folder: Path, data: Path) -> Callable[[], Any]:
+    """The same with the workers of a DataLoader."""
+    return read_mosaic(folder, data, WORKERS)
+
+
+def _joined(ones: list[dict[str, np.ndarray]]) -> tuple[Any, ...]:
+    """flux and ivar of some spectra, one after another, and their lengths."""
+    import torch
+
+    flux, ivar = (torch.from_numpy(np.concatenate([one[name] for one in ones])) for name in ("flux", "ivar"))
+    return flux, ivar, [len(one["flux"]) for one in ones]
+
+
+class Mapped:
+    """A map-style data set over memory-mapped arrays."""
+
+    def __init__(self, folder: Path):
+        self.flux, self.ivar, _, self.offsets = flat(folder)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        a, b = self.offsets[i : i + 2]
+        return {"flux": self.flux[a:b], "ivar": self.ivar[a:b]}
+
+
+def read_dataloader(folder: Path, data: Path) -> Callable[[], Any]:
+    """Batches of 32 from torch's DataLoader over memory-mapped arrays, shuffled, with workers."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    torch.set_num_threads(1)
+
+    def epoch() -> Iterator[tuple[int, int]]:
+        order = torch.Generator().manual_seed(SEED)
+        for batch in DataLoader(Mapped(folder), BATCH, shuffle=True, generator=order, num_workers=WORKERS, collate_fn=_joined):
+            yield len(batch[2]), min(len(batch[0]), len(batch[1]))
+
+    return epoch
+
+
+# How each reads, how it is written (None: what is there already is read), and where.
+PEERS: dict[str, tuple[Callable[..., Any], Callable[[Path, Path], None] | None, str]] = {
+    "hf_datasets": (read_hf, write_hf, "hf"),
+    "hf_datasets_two": (read_hf_two, write_hf, "hf"),
+    "h5py_random": (read_h5py, None, ""),
+    "mosaic": (read_mosaic, write_mosaic, "mds"),
+    "mosaic_workers": (read_mosaic_workers, write_mosaic, "mds"),
+    "dataloader": (read_dataloader, None, "flat"),
+}
+
+
+def prepare(name: str, folder: Path) -> dict[str, Any]:
+    """Write what a peer reads."""
+    _, write, place = PEERS[name]
+    to, part = folder / place, folder / f"{place}.part"
+    if write and not to.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+        write(folder, part)
+        part.rename(to)
+    return {}
+
+
+def read(name: str, folder: Path) -> Callable[[], dict[str, Any]]:
+    """Spectra, samples and seconds of one epoch."""
+    make, _, place = PEERS[name]
+    epoch = make(folder, folder / place)
+
+    def measure() -> dict[str, Any]:
+        spectra = samples = 0
+        began = time.monotonic()
+        for some, of in epoch():
+            spectra, samples = spectra + some, samples + of
+        return {"spectra": spectra, "samples": samples, "seconds": time.monotonic() - began}
+
+    return measure
+
+
+def main(mode: str, name: str, folder: str) -> None:
+    """One command line."""
+    try:
+        work = read(name, Path(folder)) if mode == "read" else (lambda: prepare(name, Path(folder)))
+        serve(work if mode == "read" else lambda: _skipping(work))
+    except ImportError as error:
+        reason = f"{error.name or error} is not installed in {sys.executable}"
+        serve(lambda: {"skipped": reason})
+
+
+def _skipping(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return work()
+    except ImportError as error:
+        return {"skipped": f"{error.name or error} is not installed in {sys.executable}"}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

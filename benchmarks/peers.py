@@ -164,14 +164,18 @@ PEERS: dict[str, tuple[Callable[..., Any], Callable[[Path, Path], None] | None, 
 
 
 def prepare(name: str, folder: Path) -> dict[str, Any]:
-    """Write what a peer reads."""
-    _, write, place = PEERS[name]
+    """Write what a peer reads, and see whether it can be read; {"skipped": reason} where something is not installed."""
+    make, write, place = PEERS[name]
     to, part = folder / place, folder / f"{place}.part"
-    if write and not to.is_dir():
-        shutil.rmtree(part, ignore_errors=True)
-        write(folder, part)
-        part.rename(to)
-    return {}
+    try:
+        if write and not to.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+            write(folder, part)
+            part.rename(to)
+        make(folder, to)
+        return {}
+    except ImportError as error:
+        return {"skipped": f"{error.name or error} is not installed in {sys.executable}"}
 
 
 def read(name: str, folder: Path) -> Callable[[], dict[str, Any]]:
@@ -189,22 +193,6 @@ def read(name: str, folder: Path) -> Callable[[], dict[str, Any]]:
     return measure
 
 
-def main(mode: str, name: str, folder: str) -> None:
-    """One command line."""
-    try:
-        work = read(name, Path(folder)) if mode == "read" else (lambda: prepare(name, Path(folder)))
-        serve(work if mode == "read" else lambda: _skipping(work))
-    except ImportError as error:
-        reason = f"{error.name or error} is not installed in {sys.executable}"
-        serve(lambda: {"skipped": reason})
-
-
-def _skipping(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return work()
-    except ImportError as error:
-        return {"skipped": f"{error.name or error} is not installed in {sys.executable}"}
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    mode, name, where = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    serve((lambda: prepare(name, where)) if mode == "prepare" else read(name, where))

@@ -130,12 +130,12 @@ def cached(paths: Sequence[Path]) -> float:
             at = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
         if at == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), f"mmap of {path}")
-        vector = ctypes.create_string_buffer(-(-size // PAGE))
+        vector = ctypes.create_string_buffer(-(-size // PAGE))  # a byte per page
         failed = libc.mincore(at, size, vector)
         libc.munmap(at, size)
         if failed:
             raise OSError(ctypes.get_errno(), f"mincore of {path}")
-        there += sum(byte & 1 for byte in vector.raw)
+        there += vector.raw.count(1)
         pages += -(-size // PAGE)
     return there / max(pages, 1)
 

@@ -22,6 +22,7 @@ from hpcspec.surveys.grids import air_to_vacuum
 CHANNELS = 3
 SCALARS = ("log10_flux_scale", "log10_sn")
 LOCAL_HALF, LOCAL_PASSES = 60, 3  # three running means of 121 pixels are nearly a Gaussian of σ = 60 pixels
+FIXED = 2.0**24  # the unit of its sums is 1 / FIXED; a sum of all good samples of 2 million pixels fits
 LIMIT, LOCAL_LIMIT, LOG_ERROR = 20.0, 5.0, (-4.0, 2.0)
 SIGMA = (1e-12, 1e30)  # what an error over the amplitude is held within, for float32's sake
 
@@ -56,17 +57,17 @@ class Batch:
 
 def local_level(flux: torch.Tensor, good: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
     """Running mean (V,) f8 of the good samples of flux (V,) within their segments (S+1,), Gaussian-like with σ of 60 samples;
-    0 where there are none."""
+    0 where there are none. It is the same to the last bit whatever other segments there are: the sums are of integers."""
     lengths = segments.diff()
     at = torch.arange(len(flux), device=flux.device)
     low = torch.maximum(at - LOCAL_HALF, torch.repeat_interleave(segments[:-1], lengths))
     high = torch.minimum(at + LOCAL_HALF + 1, torch.repeat_interleave(segments[1:], lengths))
-    sums = torch.stack([torch.where(good, flux, 0.0).double(), good.double()], dim=1)
-    running = torch.zeros(len(flux) + 1, 2, dtype=torch.float64, device=flux.device)
+    sums = torch.stack([torch.where(good, flux, 0.0).mul(FIXED).round().long(), good.long()], dim=1)
+    running = torch.zeros(len(flux) + 1, 2, dtype=torch.long, device=flux.device)
     for _ in range(LOCAL_PASSES):
         torch.cumsum(sums, 0, out=running[1:])
         sums = running[high] - running[low]
-    return torch.where(sums[:, 1] > 0.5, sums[:, 0] / sums[:, 1].clamp(min=0.5), 0.0)
+    return sums[:, 0] / (FIXED * sums[:, 1].clamp(min=1).double())
 
 
 def coordinates_at(packed: Packed, segment: torch.Tensor, place: torch.Tensor) -> torch.Tensor:

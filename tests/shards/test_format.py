@@ -57,10 +57,11 @@ def observations(draw: st.DrawFn) -> list[Observation]:
                   for unit, scale in [draw(st.sampled_from([("mag", "hjd"), ("mJy", "bjd_tdb")]))]]  # fmt: skip
         units = st.sampled_from([(FLAM, "observed"), ("relative", "rest"), (FLAM, "rest")])
         unit, frame = draw(units) if arms else ("", "observed")
-        where, meta = draw(st.sampled_from(["object", "field", "none"])), draw(METAS)
+        where = draw(st.sampled_from(["object", "field", "none"]))
+        meta = dict(sorted({**draw(METAS), **({} if where == "object" else {"position": where})}.items()))
         given = {"ra": float("nan"), "dec": float("nan")} if where == "none" else {}
         out.append(spectrum(i, object_id=draw(TEXT), arms=tuple(arms), curves=tuple(curves), scalars=draw(SCALARS), flux_unit=unit,
-                            frame=frame, meta=meta if where == "object" else {**meta, "position": where}, **given))  # fmt: skip
+                            frame=frame, meta=meta, **given))  # fmt: skip
     return out
 
 

@@ -25,7 +25,7 @@ def poisoned(number: int, rank: int) -> Any:
     """The stream's batches, batch `number` (from 0) full of NaN on that rank."""
 
     def batches(stream: Any, *rest: Any) -> Iterator[Batch]:
-        mine = min(stream.served) == rank
+        mine = min(stream.positions) == rank
         for i, batch in enumerate(deliver(stream, *rest)):
             yield replace(batch, values=batch.values * float("nan")) if mine and i == number else batch
 

@@ -68,6 +68,9 @@ class Ingest(Section):
     """Processes that share the work on this machine; on Slurm the site says how many MPI ranks."""
     array: int = Field(default=0, ge=0)
     """Tasks of an array job that reads the files before the MPI job makes shards of them; 0: the MPI job does both."""
+    samples: Literal["copy", "in_place"] = "copy"
+    """Copy the samples into the shards, or leave them in the files (of the Multimodal Universe) and read them there, which
+    takes no space and is slower."""
     keep_units: bool = False
     """Keep what was read of the files beside the shards (as large again), so that files added later are read alone."""
     compression: Literal["none", "blosc", "zstd"] = "none"

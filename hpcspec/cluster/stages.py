@@ -66,7 +66,8 @@ def ingest_key(config: Config, work: Release) -> str:
         paths = sorted({p for s in discover(work.survey, work.source) if not work.made(s.paths[0]) for p in s.paths})
     except UserError:  # nothing there (yet)
         paths = []
-    return digest(str(work.source), files_key(paths), config.ingest.shard_mib, config.ingest.compression, _epochs(config, work))
+    return digest(str(work.source), files_key(paths), config.ingest.shard_mib, config.ingest.compression, config.ingest.samples,
+                  _epochs(config, work))  # fmt: skip
 
 
 def _epochs(config: Config, work: Release) -> bool:
@@ -130,7 +131,8 @@ def read_stage(run: Run, config: Config, survey: str, task: int = 0, tasks: int 
     """Array task `task` of `tasks` (ingest.array if not given) of the reading of a survey's files."""
     work = release(run, config, survey, source, output)
     if not ingested(run, config, work):
-        ingest_units(survey, work.source, work.shards, task, tasks or config.ingest.array or 1, _epochs(config, work), work.made)
+        ingest_units(survey, work.source, work.shards, task, tasks or config.ingest.array or 1, _epochs(config, work),
+                     config.ingest.samples == "in_place", work.made)  # fmt: skip
 
 
 def ingest_stage(run: Run, config: Config, survey: str, source: str | None = None, output: str | None = None, **_: Any) -> None:
@@ -145,7 +147,7 @@ def ingest_stage(run: Run, config: Config, survey: str, source: str | None = Non
         return
     need = config.ingest
     counts = ingest(survey, work.source, work.shards, need.shard_mib, need.compression, comm, need.tasks, _epochs(config, work),
-                    need.keep_units, work.made)  # fmt: skip
+                    need.samples == "in_place", need.keep_units, work.made)  # fmt: skip
     if comm is None or comm.rank == 0:
         from hpcspec.stream.index import open_index
 

@@ -17,6 +17,9 @@ curve):
     attributes `crc32` of every data set: zlib's, over the uncompressed little-endian bytes
     text is UTF-8 of fixed length, padded with NUL
 
+Where the samples stay in the survey's own files (attribute `in_place`), sample/value and sample/ivar are empty, and
+source/size (bytes) tells whether a file is still the same.
+
 Objects are in the order of healpix, then id. Without compression all data sets are contiguous, so that a reader which
 knows their places reads them with plain reads of the file; with it, value and ivar are in chunks of 1 MiB.
 """
@@ -40,6 +43,7 @@ import numpy as np
 
 from hpcspec.atomic import read_json, replacing
 from hpcspec.errors import UserError
+from hpcspec.shards.in_place import fill_in_place
 from hpcspec.shards.objects import COLUMNS, Channel, Objects
 from hpcspec.surveys.grids import Grid
 
@@ -59,8 +63,9 @@ SAMPLES = ("sample/value", "sample/ivar", "sample/time")
 PLACE = {name: i for i, name in enumerate(STREAMED)}
 BLOCK_COLUMNS = ("ra", "dec", "healpix", "approximate", "sn_median", "amplitude")
 CONTENT = ("object/id", "object/healpix", "object/segments", "segment/pixels", "segment/grid", "segment/first",
-           "segment/channel", "sample/value", "sample/ivar", "sample/time", "scalar/data", "scalar/name", "grid/kind",
-           "grid/start", "grid/step", "grid/values", "channel/name", "channel/kind")  # fmt: skip
+           "segment/channel", "object/amplitude", "object/sn_median", "sample/value", "sample/ivar", "sample/time",
+           "scalar/data", "scalar/name", "grid/kind", "grid/start", "grid/step", "grid/values", "channel/name",
+           "channel/kind")  # fmt: skip
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "blosc": dict(hdf5plugin.Blosc2(cname="zstd", clevel=3, filters=hdf5plugin.Blosc2.BITSHUFFLE)),
@@ -75,6 +80,7 @@ def write_shard(path: Path, objects: Objects, survey: str, inputs: str, compress
     """
     with replacing(path) as temporary, _full_disks(), h5py.File(temporary, "w", libver=LIBVER) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["in_place"] = in_place = objects.samples.shape[1] < objects.pixels[-1]
         for name, value in (("format", FORMAT), ("survey", survey), ("inputs", inputs)):
             file.attrs[name] = np.bytes_(value.encode())
 
@@ -101,6 +107,8 @@ def write_shard(path: Path, objects: Objects, survey: str, inputs: str, compress
         for i, name in enumerate(Channel._fields):
             put(f"channel/{name}", [c[i] for c in objects.channels])
         put("source/path", list(objects.sources))
+        if in_place:
+            put("source/size", np.array([os.path.getsize(p) for p in objects.sources], np.int64))
         for name, column in sorted((objects.meta or {}).items()):
             put(f"meta/{_escaped(name)}", column)
         put("sample/time", objects.time)
@@ -152,6 +160,7 @@ class ShardInfo:
     crc32: int
     id_width: int
     approximate: bool
+    in_place: bool
     offsets: tuple[int, ...]
     grids: tuple[Grid, ...]
     channels: tuple[Channel, ...]
@@ -189,9 +198,10 @@ def _info(file: h5py.File, path: str) -> ShardInfo:
     where = [file[name].id.get_offset() if file[name].chunks is None else None for name in STREAMED]
     crc = zlib.crc32(repr([int(file[n].attrs["crc32"]) for n in CONTENT]).encode())
     return ShardInfo(
-        path, str(file.attrs["survey"], "utf-8"), len(file["object/id"]), len(file["segment/grid"]), len(file["sample/value"]),
-        len(file["sample/time"]), os.path.getsize(path), crc,
+        path, str(file.attrs["survey"], "utf-8"), len(file["object/id"]), len(file["segment/grid"]),
+        int(file["segment/pixels"][-1]), len(file["sample/time"]), os.path.getsize(path), crc,
         file["object/id"].dtype.itemsize, bool(((file["object/approximate"][()] != 0) | (file["object/healpix"][()] < 0)).any()),
+        bool(file.attrs["in_place"]),
         tuple(-1 if w is None else w for w in where), _same(grids), _same(tuple(map(Channel, *named)) if named[0] else ()),
         _same(tuple(file["scalar/name"].asstr()[()].tolist())),
     )  # fmt: skip
@@ -292,9 +302,9 @@ class Shard:
         """Read all columns at once and keep them, if they are small: then a block costs no reads but those of its samples."""
         info = self.info
         there = [(o, name) for name, o in zip(STREAMED, info.offsets, strict=True) if name not in SAMPLES and o >= 0]
-        begin, end = min(there)[0], max(there)[0]
         if self.mpio or min(info.offsets[PLACE[n]] for n in STREAMED if n not in SAMPLES and self._size(n)) < 0:
             return
+        begin, end = min(there)[0], max(there)[0]
         end += self._size(max(there)[1])
         if end - begin <= TABLE_BYTES:
             table = os.pread(self._fd, end - begin, begin)
@@ -351,6 +361,8 @@ class Shard:
 
         Raises UserError if the file can't be read.
         """
+        if self.info.in_place:
+            return fill_in_place(self, start, stop, places)
         try:
             for row, name in enumerate(("sample/value", "sample/ivar")):
                 self._fill(name, start, stop, [place[row] for place in places])
@@ -401,11 +413,11 @@ class Shard:
         """Paths of the source files."""
         return tuple(self.file["source/path"].asstr()[()].tolist())
 
-    def objects(self, start: int = 0, stop: int | None = None) -> Objects:
-        """Objects start … stop-1 with everything there is of them."""
+    def objects(self, start: int = 0, stop: int | None = None, samples: bool = True) -> Objects:
+        """Objects start … stop-1 with everything there is of them, or everything but their samples."""
         stop = len(self.info) if stop is None else stop
         meta = {k: v[start:stop] for k, v in self.meta().items()}
-        return replace(self.read(start, stop, tuple(COLUMNS)), meta=meta, sources=self.sources())
+        return replace(self.read(start, stop, tuple(COLUMNS), samples), meta=meta, sources=self.sources())
 
     def damaged(self) -> list[str]:
         """Names of the data sets whose values don't have the checksum that was written with them."""

@@ -33,7 +33,7 @@ from hpcspec.comm import agreed, on_root, rank_and_size
 from hpcspec.errors import UserError
 from hpcspec.shards.format import INDEX, SCHEMA_VERSION, Shard, write_shard
 from hpcspec.shards.objects import Objects, canonical, collect, columns_of, encoded, joined, text
-from hpcspec.surveys import discover, read
+from hpcspec.surveys import discover, read, read_rows
 from hpcspec.surveys.base import Quarantined, Source
 from hpcspec.surveys.observation import Observation
 
@@ -69,7 +69,7 @@ class ShardPlan:
     pieces: tuple[tuple[str, int, int, tuple[int, ...]], ...]
 
 
-def plan(sources: Iterable[Source], survey: str) -> list[Unit]:
+def plan(sources: Iterable[Source], survey: str, in_place: bool = False) -> list[Unit]:
     """Cut sources into units, the same ones around whatever is added or removed elsewhere.
 
     A unit ends where a hash of the source's key says so, more often the larger the files; a function of the files' names,
@@ -86,18 +86,22 @@ def plan(sources: Iterable[Source], survey: str) -> list[Unit]:
         group.append(source)
         held += size
         if zlib.crc32(source.key.encode()) / 2**32 < size / (mib * MIB) or held > 4 * mib * MIB:
-            units.append(_unit(survey, group))
+            units.append(_unit(survey, group, in_place))
             group, held = [], 0
-    return [*units, _unit(survey, group)] if group else units
+    return [*units, _unit(survey, group, in_place)] if group else units
 
 
-def _unit(survey: str, sources: list[Source]) -> Unit:
+def _unit(survey: str, sources: list[Source], in_place: bool) -> Unit:
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns, s.epochs) for s in sources for p in s.paths]
-    return Unit(f"{survey}-{hashlib.sha256(repr((SCHEMA_VERSION, files)).encode()).hexdigest()[:16]}", tuple(sources))
+    content = (SCHEMA_VERSION, in_place, files)
+    return Unit(f"{survey}-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}", tuple(sources))
 
 
-def read_unit(unit: Unit, survey: str, folder: Path) -> None:
-    """Read one unit into `units/`: its objects in the order of the sky, and its books with what is quarantined."""
+def read_unit(unit: Unit, survey: str, folder: Path, in_place: bool = False) -> None:
+    """Read one unit into `units/`: its objects in the order of the sky, and its books with what is quarantined.
+
+    in_place: everything but the samples, which stay where they are.
+    """
     books = folder / "units" / f"{unit.name}.json"
     if read_json(books) is not None and books.with_suffix(".h5").is_file():
         return
@@ -120,7 +124,9 @@ def read_unit(unit: Unit, survey: str, folder: Path) -> None:
             bad.append(Quarantined(str(source.paths[0]), "", "the file holds no object"))
             rows = 1
         rows_in += rows
-    objects = collect(good, [str(s.paths[0]) for s in unit.sources])
+    objects = collect(good, [str(s.paths[0].resolve()) for s in unit.sources])
+    if in_place:
+        objects = replace(objects, samples=np.empty((2, 0), np.float32))
     meta = {"json": encoded([json.dumps(dict(o.meta)) for o, _, _ in good])}  # columns have their types when all is known
     write_shard(books.with_suffix(".h5"), replace(objects, meta=meta).take(_sky_order(objects)), survey, unit.name)
     write_json(books, {"sources": len(unit.sources), "rows_in": rows_in, "quarantined": [asdict(q) for q in bad]})
@@ -183,7 +189,7 @@ def write_planned(shard: ShardPlan, folder: Path, survey: str, key: str, compres
     parts = []
     for name, start, stop, dropped in shard.pieces:
         with Shard.open(folder / "units" / f"{name}.h5") as unit:
-            part = unit.objects(start, stop)
+            part = unit.objects(start, stop, samples=not unit.info.in_place)
         parts.append(part.take(np.delete(np.arange(len(part)), dropped)))
     rows = np.concatenate([(part.meta or {})["json"] for part in parts])
     objects = joined(parts)
@@ -193,30 +199,33 @@ def write_planned(shard: ShardPlan, folder: Path, survey: str, key: str, compres
 
 
 def ingest_units(survey: str, source: Path, folder: Path, task: int, tasks: int, epochs: bool = False,
-                 leave_out: Callable[[Path], bool] = lambda _: False) -> None:  # fmt: skip
+                 in_place: bool = False, leave_out: Callable[[Path], bool] = lambda _: False) -> None:  # fmt: skip
     """Array task `task` of `tasks`: read its share of the units; `ingest` afterwards makes shards of them."""
-    units = _units(survey, source, epochs, leave_out)[task::tasks]
+    units = _units(survey, source, epochs, in_place, leave_out)[task::tasks]
     for done, unit in enumerate(units, 1):
-        read_unit(unit, survey, folder)
+        read_unit(unit, survey, folder, in_place)
         log.info("ingest %s: %d of %d units read (task %d of %d)", survey, done, len(units), task, tasks)
 
 
-def _units(survey: str, source: Path, epochs: bool, leave_out: Callable[[Path], bool]) -> list[Unit]:
+def _units(survey: str, source: Path, epochs: bool, in_place: bool, leave_out: Callable[[Path], bool]) -> list[Unit]:
     found = [s for s in discover(survey, source, epochs) if not leave_out(s.paths[0])]
-    return plan(found, survey)
+    if in_place:
+        read_rows(survey, found[0].paths[0], [])
+    return plan(found, survey, in_place)
 
 
 def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str = "none", comm: Any = None,
-           workers: int = 1, epochs: bool = False, keep_units: bool = False,
+           workers: int = 1, epochs: bool = False, in_place: bool = False, keep_units: bool = False,
            leave_out: Callable[[Path], bool] = lambda _: False) -> Counts:  # fmt: skip
     """Ingest `source` into shards of about `mib` MiB in `folder`; shared by the ranks of `comm`, else by worker processes.
 
-    epochs: every epoch is an observation of its own; keep_units: keep what was read, so that files added later are read
+    epochs: every epoch is an observation of its own; in_place: the samples stay in the files (of the Multimodal Universe)
+    and are read there; keep_units: keep what was read, so that files added later are read
     alone; leave_out says which files below `source` are not the survey's.
 
     Raises UserError for a missing or unwritable folder, or if there is no usable object.
     """
-    units = on_root(comm, lambda: _units(survey, source, epochs, leave_out))
+    units = on_root(comm, lambda: _units(survey, source, epochs, in_place, leave_out))
     key = hashlib.sha256(repr(([u.name for u in units], mib, compression)).encode()).hexdigest()[:16]
     done = on_root(comm, lambda: _finished(folder, key, units if keep_units else ()))
     if done is not None:
@@ -224,7 +233,8 @@ def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str
     rank, size = rank_and_size(comm)
     share = functools.partial(_shared, rank=rank, size=size, workers=1 if comm is not None else workers)
     label = f"ingest {survey}: %d of %d %s" + (f" (rank 0 of {size})" if size > 1 else "")
-    agreed(comm, lambda: share(units, functools.partial(read_unit, survey=survey, folder=folder), label, "units read"))
+    read_one = functools.partial(read_unit, survey=survey, folder=folder, in_place=in_place)
+    agreed(comm, lambda: share(units, read_one, label, "units read"))
     shards, repeated = on_root(comm, lambda: arrange(units, folder, key, survey, mib))
     write = functools.partial(write_planned, folder=folder, survey=survey, key=key, compression=compression)
     agreed(comm, lambda: share(shards, write, label, "shards written"))

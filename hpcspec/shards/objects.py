@@ -46,8 +46,8 @@ class Objects:
 
     columns: those of `COLUMNS` that were asked for, (n,) each; segments (n+1,) int64 offsets into the segments; pixels
     (s+1,) int64 offsets into the samples; grid (s,) int32, -1 for a light curve; first (s,) int64, the first sample's place
-    on the grid or in `time`; channel (s,) int16; samples (2, v) float32, value and ivar; time (t,) float64, days; scalars
-    (n, k, 2) float32, value and error, NaN where absent; meta (n,) each.
+    on the grid or in `time`; channel (s,) int16; samples (2, v) float32, value and ivar, or (2, 0) where they are not read;
+    time (t,) float64, days; scalars (n, k, 2) float32, value and error, NaN where absent; meta (n,) each.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -121,7 +121,8 @@ class Objects:
         first[curve] = time_offsets[:-1]
         return replace(
             self, columns={k: v[order] for k, v in self.columns.items()}, segments=segment_offsets, pixels=pixels,
-            grid=self.grid[segments], first=first, channel=self.channel[segments], samples=self.samples[:, samples],
+            grid=self.grid[segments], first=first, channel=self.channel[segments],
+            samples=self.samples[:, samples] if self.samples.shape[1] else self.samples,
             time=self.time[times], scalars=self.scalars[order],
             meta=None if self.meta is None else {k: v[order] for k, v in self.meta.items()},
         )  # fmt: skip

@@ -16,7 +16,7 @@ import difflib
 import functools
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +74,18 @@ def read(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
     """
     shared = next((layout for layout in _layouts(survey) if layout.holds(source.paths[0])), None)
     yield from shared.read(survey, source) if shared else reader(survey).read(source)
+
+
+def read_rows(survey: str, path: Path, numbers: Sequence[int]) -> list[Observation | Quarantined]:
+    """The objects of these increasing rows of a file that is read in place: of the Multimodal Universe.
+
+    Raises UserError if the file can't be read, or is of a kind that isn't.
+    """
+    shared = next((layout for layout in _layouts(survey) if layout.holds(path)), None)
+    if shared is None:
+        raise UserError(f"{path} can't be read in place, only files of the Multimodal Universe can: set ingest.samples: copy")
+    found: list[Observation | Quarantined] = shared.rows(survey, path, numbers)
+    return found
 
 
 def labels(survey: str, folder: Path | None = None) -> frozenset[str]:

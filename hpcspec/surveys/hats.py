@@ -11,7 +11,7 @@ invert ZWARN and ZWARNING; its schema says so, and they are turned back.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hpcspec.errors import UserError
 from hpcspec.surveys import multimodal_universe
 from hpcspec.surveys.base import Quarantined, Source, reason_of
 from hpcspec.surveys.multimodal_universe import CCDS, LAYOUTS, Row, lost, missing, observed
@@ -88,6 +89,30 @@ def read(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
                 for i in range(done, length):
                     yield lost(survey, path, known[i], f"row {first + i}: {reason_of(error)}")
             first += length
+
+
+def rows(survey: str, path: Path, numbers: Sequence[int]) -> list[Observation | Quarantined]:
+    """The objects of these increasing rows of a file; every row group that holds one is read up to it.
+
+    Raises UserError if the file can't be read.
+    """
+    out: list[Observation | Quarantined] = []
+    try:
+        with _opened(path) as file:
+            wanted = [leaf for leaf, name in _leaves(file).items() if name in LAYOUTS[survey].columns]
+            first = 0
+            for group in range(file.num_row_groups):
+                length = file.metadata.row_group(group).num_rows
+                inside = {n - first for n in numbers if first <= n < first + length}
+                for i, row in enumerate(_rows(file, group, wanted) if inside else ()):
+                    if i in inside:
+                        out += observed(survey, path, row)
+                    if i >= max(inside):
+                        break
+                first += length
+    except UNREADABLE as error:
+        raise UserError(f"can't read {path}: {reason_of(error)}") from error
+    return out
 
 
 def _opened(path: Path) -> pq.ParquetFile:

@@ -4,13 +4,14 @@ the columns mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers its filters with HDF5)
 
+from hpcspec.errors import UserError
 from hpcspec.surveys.base import Quarantined, Source, reason_of
 from hpcspec.surveys.multimodal_universe import LAYOUTS, UNREADABLE, Row, lost, missing, observed
 from hpcspec.surveys.observation import BadObject, Observation
@@ -69,6 +70,19 @@ def read(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
                     yield lost(survey, path, known, f"row {number}: {reason_of(row)}")
                 else:
                     yield from observed(survey, path, row)
+
+
+def rows(survey: str, path: Path, numbers: Sequence[int]) -> list[Observation | Quarantined]:
+    """The objects of these increasing rows of a file.
+
+    Raises UserError if the file can't be read.
+    """
+    try:
+        with h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE) as file:
+            columns, _ = _columns(survey, file)
+            return [item for number in numbers for item in observed(survey, path, {n: c[number] for n, c in columns.items()})]
+    except UNREADABLE as error:
+        raise UserError(f"can't read {path}: {reason_of(error)}") from error
 
 
 def _columns(survey: str, file: h5py.File) -> tuple[Mapping[str, h5py.Dataset], int]:

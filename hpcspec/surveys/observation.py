@@ -121,7 +121,8 @@ def make_curve(band: str, time: np.ndarray, value: np.ndarray, error: np.ndarray
 def _folded(what: str, value: np.ndarray, ivar: np.ndarray, bad: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     value, ivar = np.asarray(value), np.asarray(ivar)
     if value.ndim != 1 or value.shape != ivar.shape or (bad is not None and np.shape(bad) != value.shape):
-        raise BadObject(f"{what} {value.shape}, ivar {ivar.shape} and mask {bad if bad is None else np.shape(bad)} differ in length")
+        mask = "" if bad is None else f", mask {np.shape(bad)}"
+        raise BadObject(f"{what} {value.shape}, ivar {ivar.shape}{mask} differ in length")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf and is folded in below
         value, ivar = value.astype(np.float32), ivar.astype(np.float32)
     finite = np.isfinite(value)

@@ -1,0 +1,47 @@
+"""Samples that stay in the survey's files: a shard then has everything of its objects but these, and they are read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hpcspec.errors import UserError
+from hpcspec.surveys import read_rows
+from hpcspec.surveys.base import Quarantined
+
+if TYPE_CHECKING:
+    from hpcspec.shards.format import Shard
+
+
+def fill_in_place(shard: Shard, start: int, stop: int, places: Sequence[np.ndarray]) -> None:
+    """Samples start … stop-1 of a shard, of whole objects, from the files where they are; see `Shard.fill`.
+
+    Raises UserError if a file is not what it was.
+    """
+    segments, pixels = shard.lengths()
+    edges = pixels[segments]
+    first, last = (int(i) for i in np.searchsorted(edges, (start, stop)))
+    assert edges[first] == start and edges[last] == stop, "samples of whole objects"
+    sources, rows = shard.column("source")[first:last], shard.column("row")[first:last]
+    paths, sizes = shard.sources(), shard.file["source/size"][()]
+    values = np.empty((2, stop - start), np.float32)
+    for source in np.unique(sources).tolist():
+        path = Path(paths[source])
+        if not path.is_file() or path.stat().st_size != sizes[source]:
+            raise UserError(f"{path}, which {shard.path} reads in place, is gone or changed: ingest again")
+        here = np.flatnonzero(sources == source)
+        here = here[np.argsort(rows[here])]
+        for i, one in zip(here.tolist(), read_rows(shard.info.survey, path, rows[here].tolist()), strict=True):
+            a, b = edges[first + i] - start, edges[first + i + 1] - start
+            arms = () if isinstance(one, Quarantined) else one.arms
+            if sum(len(arm.flux) for arm in arms) != b - a:
+                raise UserError(f"{path}, which {shard.path} reads in place, was changed: ingest again")
+            values[0, a:b] = np.concatenate([arm.flux for arm in arms])
+            values[1, a:b] = np.concatenate([arm.ivar for arm in arms])
+    at = 0
+    for place in places:
+        place[:] = values[:, at : at + place.shape[1]]
+        at += place.shape[1]

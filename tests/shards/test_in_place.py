@@ -1,0 +1,87 @@
+"""Multimodal Universe files that are read where they are: the shards hold everything but the samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from hpcspec.errors import UserError
+from hpcspec.shards.doctor import examine
+from hpcspec.shards.format import shard_paths
+from hpcspec.shards.ingest import ingest
+from hpcspec.stream.batches import ordered_batches, packs
+from hpcspec.stream.index import open_index
+from hpcspec.stream.stream import Stream
+from tests.making import stored, unlike
+from tests.surveys import mmu_layouts
+
+ROWS = 40
+
+
+@pytest.fixture(params=["hdf5", "variable length", "hats"])
+def written(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def write(folder: Path, survey: str, how: str) -> Path:
+    """A file of ROWS objects of a survey in that layout."""
+    table = mmu_layouts.TABLES[survey](ROWS)
+    if how == "hats":
+        return mmu_layouts.write_hats(folder, mmu_layouts.arrow(table), row_group_size=16)
+    return (mmu_layouts.write_variable_length if how == "variable length" else mmu_layouts.write_hdf5)(folder, table)
+
+
+@pytest.mark.parametrize("survey", ["sdss", "apogee", "galah"])
+def test_the_stream_delivers_the_same_samples_as_from_a_copy(tmp_path: Path, survey: str, written: str) -> None:
+    write(tmp_path / "files", survey, written)
+    found = []
+    for in_place in (False, True):
+        folder = tmp_path / f"shards-{in_place}"
+        ingest(survey, tmp_path / "files", folder, 1.0, in_place=in_place)
+        index = open_index(shard_paths(folder))
+        stream = Stream(index, 3, lanes=2, block=8, shuffle_blocks=2, share=0.2)
+        batches = packs(stream, 400)
+        found.append([next(batches) for _ in range(6)])
+        assert (sum(p.stat().st_size for p in folder.glob("*.h5")) < 100_000) == in_place
+        stream.close()
+    for copied, placed in zip(*found, strict=True):
+        assert torch.equal(copied.samples, placed.samples) and np.array_equal(copied.numbers, placed.numbers)
+        assert copied.state is not None and placed.state is not None
+        assert copied.state["positions"] == placed.state["positions"]
+
+
+def test_whole_objects_come_back_and_the_doctor_finds_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "files", "desi", "hdf5")
+    ingest("desi", tmp_path / "files", tmp_path / "copy", 1.0)
+    ingest("desi", tmp_path / "files", tmp_path / "placed", 1.0, in_place=True)
+    copied, placed = ([one for path in shard_paths(tmp_path / name) for one in stored(path)] for name in ("copy", "placed"))
+    assert len(copied) == ROWS and not [names for a, b in zip(copied, placed, strict=True) if (names := unlike(a[0], b[0]))]
+    assert examine(tmp_path / "placed")
+    assert sum(len(b) for b in ordered_batches(open_index(shard_paths(tmp_path / "placed")), np.arange(ROWS), 32, 2000)) == ROWS
+
+
+@pytest.mark.parametrize("change", ["gone", "longer", "other pixels"])
+def test_a_file_that_changed_is_a_user_error(tmp_path: Path, change: str) -> None:
+    path = write(tmp_path / "files", "sdss", "hdf5")
+    ingest("sdss", tmp_path / "files", tmp_path / "shards", 1.0, in_place=True)
+    if change == "gone":
+        path.unlink()
+    elif change == "longer":
+        path.write_bytes(path.read_bytes() + b"more")
+    else:
+        with h5py.File(path, "a") as file:
+            file["spectrum_lambda"][3, 100:] = -1
+            file["spectrum_mask"][3, 100:] = True
+    with pytest.raises(UserError, match=r"001-of-001.hdf5, which .* reads in place, (is gone or|was) changed: ingest again"):
+        list(ordered_batches(open_index(shard_paths(tmp_path / "shards")), np.arange(ROWS), 32, 2000))
+
+
+def test_only_the_multimodal_universe_is_read_in_place(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "spec-1-2-3.fits").write_bytes(b"")
+    with pytest.raises(UserError, match="can't be read in place.*ingest.samples: copy"):
+        ingest("sdss", tmp_path / "files", tmp_path / "shards", 1.0, in_place=True)

@@ -3,23 +3,29 @@
     peers.py prepare NAME FOLDER    writes the spectra as this peer wants them, unless they are there
     peers.py read NAME FOLDER       one shuffled epoch in the page cache, from opening to the last spectrum
 
+What counts is what the stream gives too: the samples of a batch of spectra copied into one array each for flux and ivar (and
+wavelength and mask, where they are asked for), not views of a file that nobody has read.
+
 FOLDER holds the shards (*.h5) and `flat/` (see `survey_mix.write_flat`). Nothing of hpcspec is used, so that a peer can have an
 environment of its own. A peer that is not installed answers with {"skipped": reason}.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from processes import serve
 
+Joined = tuple[int, list[Any]]  # how many spectra, and their samples: flux, ivar, … (v,), arrays or tensors
+Epoch = Callable[[], Iterator[Joined]]
 BATCH, SEED, ROWS = 32, 1, 1000
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -45,28 +51,28 @@ def write_hf(folder: Path, to: Path) -> None:
     Dataset(pa.concat_tables(tables)).save_to_disk(to)
 
 
-def read_hf(folder: Path, data: Path, columns: tuple[str, ...] = ("flux", "ivar", "wavelength", "mask")) -> Callable[[], Any]:
+def read_hf(folder: Path, data: Path, columns: tuple[str, ...] = ("flux", "ivar", "wavelength", "mask")) -> Epoch:
     """Batches of 32 as numpy from a shuffled data set."""
     from datasets import load_from_disk
 
-    def epoch() -> Iterator[tuple[int, int]]:
+    def epoch() -> Iterator[Joined]:
         shuffled = load_from_disk(data).select_columns(list(columns)).shuffle(seed=SEED).with_format("numpy")
         for batch in shuffled.iter(batch_size=BATCH):
-            yield len(batch["flux"]), sum(len(one) for one in batch["flux"])
+            yield len(batch["flux"]), [np.concatenate(list(batch[name])) for name in columns]
 
     return epoch
 
 
-def read_hf_two(folder: Path, data: Path) -> Callable[[], Any]:
+def read_hf_two(folder: Path, data: Path) -> Epoch:
     """The same with flux and ivar alone."""
     return read_hf(folder, data, ("flux", "ivar"))
 
 
-def read_h5py(folder: Path, data: Path) -> Callable[[], Any]:
+def read_h5py(folder: Path, data: Path) -> Epoch:
     """Each object alone, from the open shards, in random order; where an object lies is known beforehand."""
     import h5py
 
-    def epoch() -> Iterator[tuple[int, int]]:
+    def each() -> Iterator[dict[str, np.ndarray]]:
         places, sets = [], []
         for path in sorted(folder.glob("*.h5")):
             file = h5py.File(path, "r", locking=False)
@@ -75,10 +81,9 @@ def read_h5py(folder: Path, data: Path) -> Callable[[], Any]:
             sets.append((file["sample/value"], file["sample/ivar"]))
         for i in np.random.default_rng(SEED).permutation(len(places)).tolist():
             of, a, b = places[i]
-            flux, ivar = (data[a:b] for data in sets[of])
-            yield 1, min(len(flux), len(ivar))
+            yield {"flux": sets[of][0][a:b], "ivar": sets[of][1][a:b]}
 
-    return epoch
+    return lambda: batches(each())
 
 
 def write_mosaic(folder: Path, to: Path) -> None:
@@ -91,36 +96,46 @@ def write_mosaic(folder: Path, to: Path) -> None:
             out.write({"flux": np.array(flux[a:b]), "ivar": np.array(ivar[a:b])})
 
 
-def read_mosaic(folder: Path, data: Path, workers: int = 0) -> Callable[[], Any]:
+def read_mosaic(folder: Path, data: Path, workers: int = 0) -> Epoch:
     """One object after another from the local, shuffled MDS; or batches of 32 through workers."""
-    from streaming import StreamingDataLoader, StreamingDataset
+    from streaming import StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
+    from torch.utils.data import DataLoader
 
     clean_stale_shared_memory()
 
-    def epoch() -> Iterator[tuple[int, int]]:
+    def epoch() -> Iterator[Joined]:
         of = StreamingDataset(local=str(data), shuffle=True, shuffle_seed=SEED, batch_size=BATCH)
-        if not workers:
-            for one in of:
-                yield 1, min(len(one["flux"]), len(one["ivar"]))
-            return
-        for batch in StreamingDataLoader(of, batch_size=BATCH, num_workers=workers, collate_fn=_joined):
-            yield len(batch[2]), min(len(batch[0]), len(batch[1]))
+        if workers:
+            return iter(DataLoader(of, batch_size=BATCH, num_workers=workers, collate_fn=tensors))
+        return batches(of)
 
     return epoch
 
 
-def read_mosaic_workers(folder: Path, data: Path) -> Callable[[], Any]:
+def read_mosaic_workers(folder: Path, data: Path) -> Epoch:
     """The same with the workers of a DataLoader."""
     return read_mosaic(folder, data, WORKERS)
 
 
-def _joined(ones: list[dict[str, np.ndarray]]) -> tuple[Any, ...]:
-    """flux and ivar of some spectra, one after another, and their lengths."""
+def joined(ones: Sequence[Mapping[str, np.ndarray]]) -> Joined:
+    """How many spectra, and flux and ivar of all of them, one after another."""
+    return len(ones), [np.concatenate([one[name] for one in ones]) for name in ("flux", "ivar")]
+
+
+def tensors(ones: Sequence[Mapping[str, np.ndarray]]) -> Joined:
+    """The same as tensors, which a worker hands over through shared memory."""
     import torch
 
-    flux, ivar = (torch.from_numpy(np.concatenate([one[name] for one in ones])) for name in ("flux", "ivar"))
-    return flux, ivar, [len(one["flux"]) for one in ones]
+    count, arrays = joined(ones)
+    return count, [torch.from_numpy(array) for array in arrays]
+
+
+def batches(ones: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Joined]:
+    """Spectra that come one by one, joined by 32."""
+    source = iter(ones)
+    while some := list(itertools.islice(source, BATCH)):
+        yield joined(some)
 
 
 class Mapped:
@@ -137,17 +152,17 @@ class Mapped:
         return {"flux": self.flux[a:b], "ivar": self.ivar[a:b]}
 
 
-def read_dataloader(folder: Path, data: Path) -> Callable[[], Any]:
+def read_dataloader(folder: Path, _: Path) -> Epoch:
     """Batches of 32 from torch's DataLoader over memory-mapped arrays, shuffled, with workers."""
     import torch
     from torch.utils.data import DataLoader
 
     torch.set_num_threads(1)
+    data: Any = Mapped(folder)
 
-    def epoch() -> Iterator[tuple[int, int]]:
+    def epoch() -> Iterator[Joined]:
         order = torch.Generator().manual_seed(SEED)
-        for batch in DataLoader(Mapped(folder), BATCH, shuffle=True, generator=order, num_workers=WORKERS, collate_fn=_joined):
-            yield len(batch[2]), min(len(batch[0]), len(batch[1]))
+        return iter(DataLoader(data, BATCH, shuffle=True, generator=order, num_workers=WORKERS, collate_fn=tensors))
 
     return epoch
 
@@ -164,7 +179,7 @@ PEERS: dict[str, tuple[Callable[..., Any], Callable[[Path, Path], None] | None, 
 
 
 def prepare(name: str, folder: Path) -> dict[str, Any]:
-    """Write what a peer reads, and see whether it can be read; {"skipped": reason} where something is not installed."""
+    """Write what a peer reads, and see whether it can be read; {"skipped": reason} where a library is missing or broken."""
     make, write, place = PEERS[name]
     to, part = folder / place, folder / f"{place}.part"
     try:
@@ -174,8 +189,10 @@ def prepare(name: str, folder: Path) -> dict[str, Any]:
             part.rename(to)
         make(folder, to)
         return {}
-    except ImportError as error:
-        return {"skipped": f"{error.name or error} is not installed in {sys.executable}"}
+    except ModuleNotFoundError as error:
+        return {"skipped": f"{error.name} is not installed in {sys.executable}"}
+    except Exception as error:  # whatever a library raises
+        return {"skipped": f"{type(error).__name__} in {sys.executable}: {error}"}
 
 
 def read(name: str, folder: Path) -> Callable[[], dict[str, Any]]:
@@ -186,8 +203,8 @@ def read(name: str, folder: Path) -> Callable[[], dict[str, Any]]:
     def measure() -> dict[str, Any]:
         spectra = samples = 0
         began = time.monotonic()
-        for some, of in epoch():
-            spectra, samples = spectra + some, samples + of
+        for count, arrays in epoch():
+            spectra, samples = spectra + count, samples + min(map(len, arrays))
         return {"spectra": spectra, "samples": samples, "seconds": time.monotonic() - began}
 
     return measure

@@ -20,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).parent
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20
+DROP = Path("/proc/sys/vm/drop_caches")
 
 
 def memory_mib(what: str) -> float:
@@ -101,17 +102,17 @@ def measured(*arguments: object, python: str = sys.executable) -> dict[str, Any]
     return Measuring(*map(str, arguments), python=python).ready().go().figures()
 
 
-def drop_cache(paths: Sequence[Path]) -> str:
-    """Take the files out of the page cache; says how: as root everything is dropped, otherwise the kernel is asked to."""
+def drop_cache(paths: Sequence[Path], all_of_it: bool) -> str:
+    """Take the files out of the page cache; says how: `all_of_it` is dropped where this is root, otherwise the kernel is
+    asked to let these files go."""
     os.sync()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+    if all_of_it and os.access(DROP, os.W_OK):
+        DROP.write_text("3")
         return "drop_caches"
-    except OSError:
-        for path in paths:
-            with open(path, "rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return "posix_fadvise DONTNEED"
+    for path in paths:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return "posix_fadvise DONTNEED"
 
 
 def cached(paths: Sequence[Path]) -> float:

@@ -2,7 +2,7 @@
 
     rank.py plain FOLDER                reads the shards from end to end: what the disk or the page cache gives
     rank.py stream FOLDER [RANK SIZE]   one epoch of the stream into packs, with the configuration's defaults
-    rank.py plan                        all that comes before the first read of a set of 10⁸ objects
+    rank.py plan FOLDER                 all that comes before the first read of a set of 10⁸ objects
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from processes import MIB, serve
+from processes import MIB, memory_mib, serve
 
 Measure = Callable[[], dict[str, Any]]
 PLAN_SHARDS, PLAN_OBJECTS = 10_000, 10_000
@@ -72,38 +73,30 @@ def stream(folder: str, rank: str = "0", size: str = "1") -> Measure:
     return measure
 
 
-def plan() -> Measure:
-    """Seconds from a set of 10,000 shards of 10,000 objects each, in four surveys, to the first read that the stream asks for;
-    `index_mib` and `plan_mib`: what it holds and needs at most, beside the imports."""
-    from processes import memory_mib
-    from survey_mix import ARMS, SHARES
+def plan(folder: str) -> Measure:
+    """Seconds from an index of 10,000 shards of 10,000 objects each to the first read that the stream asks for, one epoch
+    planned; `index_mib` and `plan_mib`: what the index holds and all of it needs at most, beside the imports.
 
+    The shards are those of `folder` many times over under other names.
+    """
     from hpcspec.config import Model, Training
-    from hpcspec.shards.format import STREAMED, ShardInfo
-    from hpcspec.shards.objects import SPECTRUM, Channel
+    from hpcspec.shards.format import describe, shard_paths
     from hpcspec.stream.index import DataIndex
     from hpcspec.stream.stream import Stream
 
     training, patch = Training(), Model().patch
+    like = [describe(path) for path in shard_paths(Path(folder))]
 
     class FirstReadError(Exception):
         """The stream asks for its first block."""
 
-    def read(*_: object) -> None:
+    def read(*_: object, **__: object) -> None:
         raise FirstReadError
 
     def measure() -> dict[str, Any]:
         before = memory_mib("VmRSS")
-        shards = []
-        for survey, share in SHARES.items():
-            arms = ARMS[survey]
-            grids = tuple(dict.fromkeys(arm.grid for arm in arms))
-            channels = tuple(Channel(SPECTRUM, arm.name, "", "observed") for arm in arms)
-            samples = PLAN_OBJECTS * sum(arm.pixels for arm in arms)
-            shards += [ShardInfo(f"/data/{survey}-{i:05d}.h5", survey, PLAN_OBJECTS, PLAN_OBJECTS * len(arms), samples, 0,
-                                 8 * samples, i, 20, False, tuple(range(2048, 2048 + len(STREAMED))), grids, channels, ())
-                       for i in range(round(share * PLAN_SHARDS))]  # fmt: skip
-        index = DataIndex(tuple(shards))
+        index = DataIndex(tuple(replace(like[i % len(like)], path=f"/data/{i:05d}.h5", objects=PLAN_OBJECTS, crc32=i)
+                                for i in range(PLAN_SHARDS)))  # fmt: skip
         held = memory_mib("VmRSS")
         began = time.monotonic()
         of = Stream(index, 1, training.lanes, training.block, training.shuffle_blocks, patch=patch)

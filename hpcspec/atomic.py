@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -31,6 +32,39 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what went wrong is already told
             temporary.unlink()
+
+
+class LateErrors(io.FileIO):
+    """A new file for a library that doesn't survive a full disk: what could not be written is an OSError when it is closed."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing any more."""
+        view = memoryview(data).cast("B")
+        try:
+            while len(view) and self._error is None:
+                view = view[super().write(view) :]
+        except OSError as error:
+            self._error = error
+        return memoryview(data).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        """Make the file this long."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = error
+            return self.tell() if size is None else size
+
+    def close(self) -> None:
+        """Close the file. Raises OSError if anything could not be written."""
+        super().close()
+        if self._error:
+            error, self._error = self._error, None
+            raise error
 
 
 def write_text(path: Path, text: str) -> None:

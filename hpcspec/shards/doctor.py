@@ -47,7 +47,7 @@ def _holds_shards(place: Path) -> bool:
 
 def _books(place: Path, paths: list[Path]) -> bool:
     index = read_json(place / INDEX)
-    if index is None:
+    if not index:
         print(f"FAIL {place}: no {INDEX}: the ingest was not finished; run it again")
         return False
     counts, faults = index["counts"], []

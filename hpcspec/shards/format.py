@@ -11,11 +11,11 @@ curve):
                    in sample/time), channel (s) i2
     sample/        value, ivar (v) f4, time (t) f8
     scalar/        data (n, k, 2) f4 (value, error), name (k)
-    grid/          kind, start, step, offsets (g+1), values: the wavelength grids
+    grid/          kind (g) i1 (place in `KINDS`), start, step (g) f8, offsets (g+1) i8, values f8: the wavelength grids
     channel/       kind, name, unit, frame
     source/path, meta/<name> (n); "/" and "%" of a name are written %2F and %25
     attributes `crc32` of every data set: zlib's, over the uncompressed little-endian bytes
-    text is UTF-8 of fixed length, padded with NUL
+    text is UTF-8 of fixed length, padded with NUL; a source's path has the bytes of the file's name, whatever they are
 
 Where the samples stay in the survey's own files (attribute `in_place`), sample/value and sample/ivar are empty, and
 source/size (bytes) tells whether a file is still the same.
@@ -28,9 +28,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -41,11 +41,11 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from hpcspec.atomic import read_json, replacing
+from hpcspec.atomic import LateErrors, read_json, replacing
 from hpcspec.errors import UserError
 from hpcspec.shards.in_place import fill_in_place
 from hpcspec.shards.objects import COLUMNS, Channel, Objects
-from hpcspec.surveys.grids import Grid
+from hpcspec.surveys.grids import KINDS
 
 FORMAT, SCHEMA_VERSION = "hpcspec-shard", 2
 INDEX = "index.json"  # of a folder of shards: which of them count
@@ -57,9 +57,10 @@ LIBVER = ("v110", "v110")  # from here on HDF5 has checksums of its own structur
 STREAMED = {
     "object/segments": "<i8", "segment/pixels": "<i8", "segment/grid": "<i4", "segment/first": "<i8", "segment/channel": "<i2",
     "sample/value": "<f4", "sample/ivar": "<f4", "sample/time": "<f8", "scalar/data": "<f4",
+    "grid/kind": "|i1", "grid/start": "<f8", "grid/step": "<f8", "grid/offsets": "<i8", "grid/values": "<f8",
     **{f"object/{name}": kind for name, kind in COLUMNS.items()},
 }  # fmt: skip
-SAMPLES = ("sample/value", "sample/ivar", "sample/time")
+LARGE = ("sample/value", "sample/ivar", "sample/time", "grid/values")
 PLACE = {name: i for i, name in enumerate(STREAMED)}
 BLOCK_COLUMNS = ("ra", "dec", "healpix", "approximate", "sn_median", "amplitude")
 CONTENT = ("object/id", "object/healpix", "object/segments", "segment/pixels", "segment/grid", "segment/first",
@@ -78,7 +79,7 @@ def write_shard(path: Path, objects: Objects, survey: str, inputs: str, compress
 
     Raises UserError if the file can't be written.
     """
-    with replacing(path) as temporary, _full_disks(), h5py.File(temporary, "w", libver=LIBVER) as file:
+    with replacing(path) as temporary, LateErrors(temporary) as disk, h5py.File(disk, "w", libver=LIBVER) as file:
         file.attrs["schema_version"] = SCHEMA_VERSION
         file.attrs["in_place"] = in_place = objects.samples.shape[1] < objects.pixels[-1]
         for name, value in (("format", FORMAT), ("survey", survey), ("inputs", inputs)):
@@ -86,11 +87,11 @@ def write_shard(path: Path, objects: Objects, survey: str, inputs: str, compress
 
         def put(name: str, values: Any, **kw: Any) -> None:
             if isinstance(values, list):
-                values = np.array([v.encode() for v in values], np.bytes_)
+                values = np.array([v.encode("utf-8", "surrogateescape") for v in values], np.bytes_)
             if values.dtype.kind == "S":
                 values = values.astype(h5py.string_dtype("utf-8", max(1, values.dtype.itemsize)))
             data = file.create_dataset(name, data=values, track_times=False, **kw)
-            data.attrs["crc32"] = checksum(data)
+            data.attrs["crc32"] = checksum(values)
 
         for name in COLUMNS:
             put(f"object/{name}", objects.columns[name])
@@ -99,11 +100,10 @@ def write_shard(path: Path, objects: Objects, survey: str, inputs: str, compress
             put(f"segment/{name}", getattr(objects, name))
         put("scalar/name", list(objects.scalar_names))
         put("scalar/data", objects.scalars)
-        put("grid/kind", [g.kind for g in objects.grids])
-        put("grid/start", np.array([g.start for g in objects.grids], np.float64))
-        put("grid/step", np.array([g.step for g in objects.grids], np.float64))
-        put("grid/offsets", np.cumsum([0] + [len(g.values) for g in objects.grids], dtype=np.int64))
-        put("grid/values", np.array([v for g in objects.grids for v in g.values], np.float64))
+        listed = [objects.listed.get(i, np.zeros(0)) for i in range(len(objects.axes))]
+        for i, (name, kind) in enumerate((("kind", np.int8), ("start", np.float64), ("step", np.float64))):
+            put(f"grid/{name}", objects.axes[:, i].astype(kind))
+        put("grid/offsets", np.cumsum([0] + [len(values) for values in listed], dtype=np.int64))
         for i, name in enumerate(Channel._fields):
             put(f"channel/{name}", [c[i] for c in objects.channels])
         put("source/path", list(objects.sources))
@@ -111,19 +111,11 @@ def write_shard(path: Path, objects: Objects, survey: str, inputs: str, compress
             put("source/size", np.array([os.path.getsize(p) for p in objects.sources], np.int64))
         for name, column in sorted((objects.meta or {}).items()):
             put(f"meta/{_escaped(name)}", column)
+        put("grid/values", np.concatenate([np.zeros(0), *listed]))
         put("sample/time", objects.time)
         for name, values in zip(("value", "ivar"), objects.samples, strict=True):
             filters = FILTERS[compression] if len(values) else {}
             put(f"sample/{name}", values, **({"chunks": (min(CHUNK, len(values)),), **filters} if filters else {}))
-
-
-@contextmanager
-def _full_disks() -> Iterator[None]:
-    """What HDF5 can't write when it closes a file is an OSError too."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
 
 
 def _escaped(name: str) -> str:
@@ -137,17 +129,17 @@ def shard_paths(folder: Path) -> list[Path]:
     return [folder / name for name in index["shards"]] if index else sorted(folder.glob("*.h5"))
 
 
-def checksum(data: h5py.Dataset) -> int:
+def checksum(values: np.ndarray) -> int:
     """zlib's CRC-32 of a data set's values."""
-    return zlib.crc32(np.ascontiguousarray(data[()]).view(np.uint8).ravel().data)
+    return zlib.crc32(np.ascontiguousarray(values).view(np.uint8).ravel().data)
 
 
 @dataclass(frozen=True)
 class ShardInfo:
     """What one has to know of a shard to read from it: small, so that it is read once and broadcast.
 
-    objects, segments, times: how many; offsets: byte of the file where each of `STREAMED` starts, -1 where only HDF5 can
-    read it; id_width: bytes of an identifier; crc32: of the content; size: of the file, bytes.
+    objects, segments, samples, times, grids: how many; offsets: byte of the file where each of `STREAMED` starts, -1 where
+    only HDF5 can read it; id_width: bytes of an identifier; crc32: of the content; size: of the file, bytes.
     """
 
     path: str
@@ -161,8 +153,8 @@ class ShardInfo:
     id_width: int
     approximate: bool
     in_place: bool
+    grids: int
     offsets: tuple[int, ...]
-    grids: tuple[Grid, ...]
     channels: tuple[Channel, ...]
     scalar_names: tuple[str, ...]
 
@@ -170,15 +162,40 @@ class ShardInfo:
         return self.objects
 
 
-def describe(path: str | Path) -> ShardInfo:
-    """The facts of a shard. Raises UserError if it is missing, damaged or of another version."""
+def describe(path: str | Path, trust: bool = True) -> ShardInfo:
+    """The facts of a shard, from the index of its folder if that has them (and `trust`), else from the file.
+
+    Raises UserError if it is missing, damaged or of another version.
+    """
+    path = Path(path)
+    index = path.parent / INDEX
+    known = _indexed(index, index.stat().st_mtime_ns).get(path.name) if trust and index.is_file() else None
+    if known and not path.is_file():
+        raise UserError(f"shard {path} is gone: ingest again")
+    if known:
+        return replace(known, path=str(path))
     with Shard.open(path) as shard:
         return shard.info
 
 
+@lru_cache(maxsize=16)
+def _indexed(index: Path, _: int) -> dict[str, ShardInfo]:
+    content = read_json(index) or {}
+    if content.get("schema_version") != SCHEMA_VERSION:
+        return {}
+    return {name: _restored(facts) for name, facts in content.get("facts", {}).items()}
+
+
+def _restored(facts: dict[str, Any]) -> ShardInfo:
+    """A ShardInfo from its JSON, which has all but the path."""
+    channels, names = tuple(Channel(*c) for c in facts["channels"]), tuple(facts["scalar_names"])
+    plain = {"path": "", "offsets": tuple(facts["offsets"]), "channels": _same(channels), "scalar_names": _same(names)}
+    return ShardInfo(**(facts | plain))
+
+
 @lru_cache(maxsize=256)
 def _same(value: Any) -> Any:
-    """Equal grids and channels of many shards are kept once."""
+    """Equal channels of many shards are kept once."""
     return value
 
 
@@ -188,21 +205,16 @@ def _info(file: h5py.File, path: str) -> ShardInfo:
     if file.attrs["schema_version"] != SCHEMA_VERSION:
         version = file.attrs["schema_version"]
         raise UserError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: ingest again")
-    kinds, starts, steps = file["grid/kind"].asstr()[()], file["grid/start"][()], file["grid/step"][()]
-    offsets, values = file["grid/offsets"][()], file["grid/values"][()]
-    grids = tuple(
-        Grid(str(kinds[i]), float(starts[i]), float(steps[i]), tuple(values[offsets[i] : offsets[i + 1]].tolist()))
-        for i in range(len(kinds))
-    )
     named = [file[f"channel/{name}"].asstr()[()].tolist() for name in Channel._fields]
     where = [file[name].id.get_offset() if file[name].chunks is None else None for name in STREAMED]
     crc = zlib.crc32(repr([int(file[n].attrs["crc32"]) for n in CONTENT]).encode())
+    offsets = tuple(-1 if w is None else w for w in where)
     return ShardInfo(
         path, str(file.attrs["survey"], "utf-8"), len(file["object/id"]), len(file["segment/grid"]),
         int(file["segment/pixels"][-1]), len(file["sample/time"]), os.path.getsize(path), crc,
         file["object/id"].dtype.itemsize, bool(((file["object/approximate"][()] != 0) | (file["object/healpix"][()] < 0)).any()),
-        bool(file.attrs["in_place"]),
-        tuple(-1 if w is None else w for w in where), _same(grids), _same(tuple(map(Channel, *named)) if named[0] else ()),
+        bool(file.attrs["in_place"]), len(file["grid/kind"]), offsets,
+        _same(tuple(map(Channel, *named)) if named[0] else ()),
         _same(tuple(file["scalar/name"].asstr()[()].tolist())),
     )  # fmt: skip
 
@@ -219,6 +231,7 @@ class Shard:
         self.info, self.path, self._comm, self._file = info, info.path, comm, file
         self.mpio = comm is not None and h5py.get_config().mpi
         self._table: tuple[int, bytes] | None = None
+        self._opening = threading.Lock()
         try:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             size = os.fstat(self._fd).st_size
@@ -240,17 +253,18 @@ class Shard:
     @property
     def file(self) -> h5py.File:
         """The HDF5 file."""
-        if self._file is None:
-            try:
-                if self.mpio:
-                    from mpi4py import MPI
+        with self._opening:  # a file that two threads open is closed once only, and not before MPI ends
+            if self._file is None:
+                try:
+                    if self.mpio:
+                        from mpi4py import MPI
 
-                    self._file = h5py.File(self.path, "r", driver="mpio", comm=MPI.COMM_SELF)
-                else:
-                    self._file = h5py.File(self.path, "r", locking=False)
-            except OSError as error:
-                raise UserError(f"can't read shard {self.path}: {error}") from error
-        return self._file
+                        self._file = h5py.File(self.path, "r", driver="mpio", comm=MPI.COMM_SELF)
+                    else:
+                        self._file = h5py.File(self.path, "r", locking=False)
+                except OSError as error:
+                    raise UserError(f"can't read shard {self.path}: {error}") from error
+            return self._file
 
     def close(self) -> None:
         """Close the file; safe to call again."""
@@ -285,7 +299,7 @@ class Shard:
         if values.size == 0:
             return values
         offset = info.offsets[PLACE[name]]
-        if out is None and self._table is not None and name not in SAMPLES:
+        if out is None and self._table is not None and name not in LARGE:
             at, table = self._table
             rows = np.frombuffer(table, kind, values.size, offset - at + start * (values.nbytes // count))
             return rows.reshape(shape)
@@ -294,6 +308,8 @@ class Shard:
                 values[:] = self.file[name][start:stop]
             else:
                 self.file[name].read_direct(values, np.s_[start:stop])
+            if os.fstat(self._fd).st_size < info.size:  # HDF5 gives zeros for what is behind the end of a file
+                raise UserError(f"shard {self.path} is cut short in {name}: ingest again")
             return values
         self._scatter([memoryview(values).cast("B")], offset + start * (values.nbytes // count), name)
         return values
@@ -301,8 +317,8 @@ class Shard:
     def keep_table(self) -> None:
         """Read all columns at once and keep them, if they are small: then a block costs no reads but those of its samples."""
         info = self.info
-        there = [(o, name) for name, o in zip(STREAMED, info.offsets, strict=True) if name not in SAMPLES and o >= 0]
-        if self.mpio or min(info.offsets[PLACE[n]] for n in STREAMED if n not in SAMPLES and self._size(n)) < 0:
+        there = [(o, name) for name, o in zip(STREAMED, info.offsets, strict=True) if name not in LARGE and o >= 0]
+        if self.mpio or min(info.offsets[PLACE[n]] for n in STREAMED if n not in LARGE and self._size(n)) < 0:
             return
         begin, end = min(there)[0], max(there)[0]
         end += self._size(max(there)[1])
@@ -314,8 +330,8 @@ class Shard:
     def _size(self, name: str) -> int:
         """Bytes of one of `STREAMED`."""
         info = self.info
-        rows = {"object/segments": info.objects + 1, "segment/pixels": info.segments + 1}.get(
-            name, info.segments if name.startswith("segment") else info.objects)  # fmt: skip
+        group = {"object": info.objects, "scalar": info.objects, "segment": info.segments, "grid": info.grids}
+        rows = group[name.partition("/")[0]] + (name in ("object/segments", "segment/pixels", "grid/offsets"))
         width = {"object/id": info.id_width, "scalar/data": 8 * len(info.scalar_names)}.get(name)
         return rows * (np.dtype(STREAMED[name]).itemsize if width is None else width)
 
@@ -336,10 +352,11 @@ class Shard:
             self._check(0 <= v0 <= v1 <= info.samples)
             curves = np.flatnonzero(grid < 0)
             t0 = int(first[curves[0]]) if len(curves) else 0
-            t1 = int(first[curves[-1]] + pixels[curves[-1] + 1] - pixels[curves[-1]]) if len(curves) else 0
+            t1 = int(first[curves[-1]]) + int(pixels[curves[-1] + 1]) - int(pixels[curves[-1]]) if len(curves) else 0
             self._check(0 <= t0 <= t1 <= info.times)
             if len(curves):
                 first = np.where(grid < 0, first - t0, first)
+            grid, axes, listed = self._grids(grid)
             values = np.empty((2, v1 - v0 if samples else 0), np.float32)
             if samples:
                 self.fill(v0, v1, [values])
@@ -347,7 +364,7 @@ class Shard:
                 {n: self._rows(f"object/{n}", start, stop) for n in columns}, segments - s0,
                 pixels - v0 if samples else pixels, grid, first, channel,
                 values, self._rows("sample/time", t0, t1), self._rows("scalar/data", start, stop),
-                info.grids, info.channels, info.scalar_names,
+                axes, listed, info.channels, info.scalar_names,
             )  # fmt: skip
         except (OSError, KeyError, RuntimeError, IndexError, ValueError) as error:
             raise UserError(f"can't read shard {self.path}: {error}") from error
@@ -395,6 +412,20 @@ class Shard:
                 views[0] = views[0][got:]
         return at
 
+    def _grids(self, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+        """The grids that segments (s,) use: their numbers (s,) in what was read, `axes` and `listed` of `Objects`."""
+        used = grid[grid >= 0]
+        low, high = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 0)
+        self._check(high <= self.info.grids)
+        axes = np.stack([self._rows(f"grid/{name}", low, high).astype(np.float64) for name in ("kind", "start", "step")], axis=1)
+        self._check(bool(np.all(axes[:, 0] < len(KINDS)) and np.all(axes[:, 0] >= 0)))
+        tables = np.flatnonzero(axes[:, 0] == 0)
+        offsets = self._rows("grid/offsets", low, high + 1) if len(tables) else None
+        listed = {}
+        for g in np.intersect1d(tables, used - low).tolist():
+            listed[g] = self._rows("grid/values", int(offsets[g]), int(offsets[g + 1]))
+        return np.where(grid >= 0, grid - low, -1).astype(grid.dtype) if low else grid, axes, listed
+
     def column(self, name: str) -> np.ndarray:
         """One of `COLUMNS` of all objects, (n,)."""
         return self._rows(f"object/{name}", 0, len(self.info))
@@ -403,20 +434,20 @@ class Shard:
         """object/segments (n+1,) and segment/pixels (s+1,) of all objects."""
         return self._rows("object/segments", 0, len(self.info) + 1), self._rows("segment/pixels", 0, self.info.segments + 1)
 
-    def meta(self) -> dict[str, np.ndarray]:
-        """The survey's own columns, (n,) each; text as bytes."""
+    def meta(self, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
+        """The survey's own columns of objects start … stop-1, (n,) each; text as bytes."""
         columns = self.file.get("meta", {}).items()
         kinds = {k: f"S{d.dtype.itemsize}" if h5py.check_string_dtype(d.dtype) else d.dtype for k, d in columns}
-        return {unquote(k): d[()].astype(kinds[k]) for k, d in columns}
+        return {unquote(k): d[start:stop].astype(kinds[k]) for k, d in columns}
 
     def sources(self) -> tuple[str, ...]:
         """Paths of the source files."""
-        return tuple(self.file["source/path"].asstr()[()].tolist())
+        return tuple(self.file["source/path"].asstr(errors="surrogateescape")[()].tolist())
 
     def objects(self, start: int = 0, stop: int | None = None, samples: bool = True) -> Objects:
         """Objects start … stop-1 with everything there is of them, or everything but their samples."""
         stop = len(self.info) if stop is None else stop
-        meta = {k: v[start:stop] for k, v in self.meta().items()}
+        meta = self.meta(start, stop)
         return replace(self.read(start, stop, tuple(COLUMNS), samples), meta=meta, sources=self.sources())
 
     def damaged(self) -> list[str]:
@@ -424,5 +455,5 @@ class Shard:
         names: list[str] = []
         self.file.visit(names.append)
         data = [n for n in names if isinstance(self.file[n], h5py.Dataset)]
-        return [n for n in data if checksum(self.file[n]) != self.file[n].attrs["crc32"]]
+        return [n for n in data if checksum(self.file[n][()]) != self.file[n].attrs["crc32"]]
 

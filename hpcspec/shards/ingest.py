@@ -31,10 +31,10 @@ import numpy as np
 from hpcspec.atomic import read_json, write_json, write_text
 from hpcspec.comm import agreed, on_root, rank_and_size
 from hpcspec.errors import UserError
-from hpcspec.shards.format import INDEX, SCHEMA_VERSION, Shard, write_shard
+from hpcspec.shards.format import INDEX, SCHEMA_VERSION, Shard, describe, write_shard
 from hpcspec.shards.objects import Objects, canonical, collect, columns_of, encoded, joined, text
 from hpcspec.surveys import discover, read, read_rows
-from hpcspec.surveys.base import Quarantined, Source
+from hpcspec.surveys.base import Quarantined, Source, reason_of
 from hpcspec.surveys.observation import Observation
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def plan(sources: Iterable[Source], survey: str, in_place: bool = False) -> list
     for source, size in zip(ordered, sizes, strict=True):
         group.append(source)
         held += size
-        if zlib.crc32(source.key.encode()) / 2**32 < size / (mib * MIB) or held > 4 * mib * MIB:
+        if zlib.crc32(os.fsencode(source.key)) / 2**32 < size / (mib * MIB) or held > 4 * mib * MIB:
             units.append(_unit(survey, group, in_place))
             group, held = [], 0
     return [*units, _unit(survey, group, in_place)] if group else units
@@ -111,7 +111,7 @@ def read_unit(unit: Unit, survey: str, folder: Path, in_place: bool = False) -> 
     rows_in = 0
     for number, source in enumerate(unit.sources):
         rows = 0
-        for item in read(survey, source):
+        for item in _items(survey, source):
             if isinstance(item, Quarantined):
                 bad.append(item)
             elif item.object_id in seen:
@@ -132,6 +132,17 @@ def read_unit(unit: Unit, survey: str, folder: Path, in_place: bool = False) -> 
     write_json(books, {"sources": len(unit.sources), "rows_in": rows_in, "quarantined": [asdict(q) for q in bad]})
 
 
+def _items(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
+    """What the reader gives of a source; a fault that the reader didn't expect ends this source, not the ingest."""
+    try:
+        yield from read(survey, source)
+    except UserError:
+        raise
+    except Exception as error:
+        log.debug("reading %s", source.paths[0], exc_info=True)
+        yield Quarantined(str(source.paths[0]), "", f"can't be read any further: {reason_of(error)}")
+
+
 def _sky_order(objects: Objects) -> np.ndarray:
     return np.lexsort((objects.columns["id"], objects.columns["healpix"]))
 
@@ -142,14 +153,17 @@ def arrange(units: Sequence[Unit], folder: Path, key: str, survey: str, mib: flo
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("healpix", "id", "source", "row", "size")}
     paths = [str(s.paths[0]) for u in units for s in u.sources]
     first_source = np.cumsum([0] + [len(u.sources) for u in units])
+    scalars: set[str] = set()
     for number, unit in enumerate(units):
         with Shard.open(folder / "units" / f"{unit.name}.h5") as shard:
             for name in ("healpix", "id", "row"):
                 columns[name].append(shard.column(name))
             columns["source"].append(shard.column("source") + first_source[number])
             segments, pixels = shard.lengths()
-            columns["size"].append(8 * (np.diff(pixels[segments]) + len(shard.info.scalar_names)) + COLUMN_BYTES)
+            columns["size"].append(8 * np.diff(pixels[segments]))
+            scalars.update(shard.info.scalar_names)
     healpix, ids, source, row, size = (np.concatenate(columns[name]) for name in columns)
+    size += 8 * len(scalars) + COLUMN_BYTES
     unit_of = np.repeat(np.arange(len(units)), [len(c) for c in columns["id"]])
     came = np.lexsort((row, source))
     kept = np.zeros(len(ids), bool)
@@ -209,6 +223,8 @@ def ingest_units(survey: str, source: Path, folder: Path, task: int, tasks: int,
 
 def _units(survey: str, source: Path, epochs: bool, in_place: bool, leave_out: Callable[[Path], bool]) -> list[Unit]:
     found = [s for s in discover(survey, source, epochs) if not leave_out(s.paths[0])]
+    if not found:
+        raise UserError(f"input folder {source} holds no {survey} files but those that the run made: give another with --input")
     if in_place:
         read_rows(survey, found[0].paths[0], [])
     return plan(found, survey, in_place)
@@ -220,8 +236,8 @@ def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str
     """Ingest `source` into shards of about `mib` MiB in `folder`; shared by the ranks of `comm`, else by worker processes.
 
     epochs: every epoch is an observation of its own; in_place: the samples stay in the files (of the Multimodal Universe)
-    and are read there; keep_units: keep what was read, so that files added later are read
-    alone; leave_out says which files below `source` are not the survey's.
+    and are read there; keep_units: keep what was read, so that files added later are read alone; leave_out says which files
+    below `source` are not the survey's.
 
     Raises UserError for a missing or unwritable folder, or if there is no usable object.
     """
@@ -284,10 +300,9 @@ def _settle(survey: str, units: Sequence[Unit], shards: Sequence[ShardPlan], rep
     """
     books = [read_json(folder / "units" / f"{unit.name}.json") for unit in units]
     bad = [*(row for b in books for row in b["quarantined"]), *map(asdict, repeated)]
-    objects = 0
-    for planned in shards:
-        with Shard.open(folder / f"{planned.name}.h5") as shard:
-            objects += len(shard.info)
+    names = [f"{planned.name}.h5" for planned in shards]
+    infos = {name: describe(folder / name, trust=False) for name in names}
+    objects = sum(map(len, infos.values()))
     counts = Counts(sum(b["sources"] for b in books), sum(b["rows_in"] for b in books), objects, len(bad))
     if counts.rows_in != counts.objects + counts.quarantined:
         raise UserError(f"the books of {folder} don't balance: {counts}: delete the folder and ingest again")
@@ -297,9 +312,9 @@ def _settle(survey: str, units: Sequence[Unit], shards: Sequence[ShardPlan], rep
         shutil.rmtree(folder / "units")
         raise UserError(f"no usable {survey} object among {counts.sources} files: {counts.quarantined} objects quarantined, "
                         f"the first because: {bad[0]['reason']}. Is --survey right?")  # fmt: skip
-    names = [f"{planned.name}.h5" for planned in shards]
+    facts = {name: {k: v for k, v in vars(info).items() if k != "path"} for name, info in infos.items()}
     write_json(folder / INDEX, {"survey": survey, "key": key, "schema_version": SCHEMA_VERSION, "counts": asdict(counts),
-                                "shards": names})  # fmt: skip
+                                "shards": names, "facts": facts})  # fmt: skip
     _tidy(folder, names, units if keep_units else ())
     return counts
 

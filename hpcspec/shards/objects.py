@@ -10,7 +10,7 @@ import astropy.units as u
 import numpy as np
 from astropy_healpix import HEALPix
 
-from hpcspec.surveys.grids import Grid
+from hpcspec.surveys.grids import KINDS, Grid
 from hpcspec.surveys.observation import Arm, Curve, Observation
 
 SPECTRUM, LIGHT_CURVE = "spectrum", "light curve"
@@ -47,7 +47,8 @@ class Objects:
     columns: those of `COLUMNS` that were asked for, (n,) each; segments (n+1,) int64 offsets into the segments; pixels
     (s+1,) int64 offsets into the samples; grid (s,) int32, -1 for a light curve; first (s,) int64, the first sample's place
     on the grid or in `time`; channel (s,) int16; samples (2, v) float32, value and ivar, or (2, 0) where they are not read;
-    time (t,) float64, days; scalars (n, k, 2) float32, value and error, NaN where absent; meta (n,) each.
+    time (t,) float64, days; scalars (n, k, 2) float32, value and error, NaN where absent; axes (g, 3) float64 kind (its place
+    in `KINDS`), start and step of each grid, and listed the wavelengths of those of kind "table"; meta (n,) each.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -59,7 +60,8 @@ class Objects:
     samples: np.ndarray
     time: np.ndarray
     scalars: np.ndarray
-    grids: tuple[Grid, ...] = ()
+    axes: np.ndarray
+    listed: Mapping[int, np.ndarray]
     channels: tuple[Channel, ...] = ()
     scalar_names: tuple[str, ...] = ()
     meta: Mapping[str, np.ndarray] | None = None
@@ -78,11 +80,18 @@ class Objects:
         """(v,) float32."""
         return self.samples[1]
 
+    def grid_of(self, grid: int) -> Grid:
+        """One of the grids."""
+        kind, start, step = self.axes[grid].tolist()
+        return Grid(KINDS[int(kind)], start, step, tuple(self.listed[grid].tolist()) if grid in self.listed else ())
+
     def wavelength(self, segment: int) -> np.ndarray:
         """Vacuum wavelengths, Å, or times, days, of a segment's samples, float64."""
         length, first = int(self.pixels[segment + 1] - self.pixels[segment]), int(self.first[segment])
         grid = int(self.grid[segment])
-        return self.time[first : first + length] if grid < 0 else self.grids[grid].wavelength(first, length)
+        if grid < 0 or grid in self.listed:
+            return (self.time if grid < 0 else self.listed[grid])[first : first + length]
+        return self.grid_of(grid).wavelength(first, length)
 
     def arms(self, i: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(wavelength f8, flux f4, ivar f4) of each arm of object i."""
@@ -99,7 +108,8 @@ class Objects:
             for s in range(self.segments[i], self.segments[i + 1]):
                 channel, (a, b) = self.channels[self.channel[s]], self.pixels[s : s + 2]
                 if channel.kind == SPECTRUM:
-                    arms.append(Arm(channel.name, self.grids[self.grid[s]], int(self.first[s]), self.value[a:b], self.ivar[a:b]))
+                    grid = self.grid_of(int(self.grid[s]))
+                    arms.append(Arm(channel.name, grid, int(self.first[s]), self.value[a:b], self.ivar[a:b]))
                     unit, frame = channel.unit, channel.frame
                 else:
                     curves.append(Curve(channel.name, self.wavelength(s), self.value[a:b], self.ivar[a:b], *channel[2:]))
@@ -176,20 +186,21 @@ def collect(observations: Sequence[tuple[Observation, int, int]], sources: Seque
         columns, np.cumsum([0, *counts], dtype=np.int64), np.cumsum([0, *lengths], dtype=np.int64), np.array(grid, np.int32),
         np.array(first, np.int64), np.array(channel, np.int16), np.stack([_flat(value, np.float32), _flat(ivar, np.float32)]),
         _flat(time, np.float64), scalars.reshape(len(ones), len(names), 2),
-        tuple(grids), tuple(channels), tuple(names), columns_of([o.meta for o in ones]), tuple(sources),
+        *_axes(grids), tuple(channels), tuple(names), columns_of([o.meta for o in ones]), tuple(sources),
     )  # fmt: skip
 
 
 def joined(parts: Sequence[Objects]) -> Objects:
     """Several sets of objects as one; their grids, channels, scalars and sources are united, their meta is left out."""
-    grids = list(dict.fromkeys(g for p in parts for g in p.grids))
+    of_parts = [[p.grid_of(i) for i in range(len(p.axes))] for p in parts]
+    grids = list(dict.fromkeys(g for known in of_parts for g in known))
     channels = list(dict.fromkeys(c for p in parts for c in p.channels))
     names = sorted({n for p in parts for n in p.scalar_names})
     sources = list(dict.fromkeys(s for p in parts for s in p.sources))
 
-    def mapped(name: str, known: str, all_known: list[Any]) -> np.ndarray:
+    def mapped(name: str, known: list[Any], all_known: list[Any]) -> np.ndarray:
         place = {x: i for i, x in enumerate(all_known)}
-        tables = [np.array([*(place[x] for x in getattr(p, known)), -1]) for p in parts]
+        tables = [np.array([*(place[x] for x in of_part), -1]) for of_part in known]
         values = [p.columns[name] if name in p.columns else getattr(p, name) for p in parts]
         return np.concatenate([table[v].astype(v.dtype) for table, v in zip(tables, values, strict=True)])
 
@@ -205,14 +216,19 @@ def joined(parts: Sequence[Objects]) -> Objects:
         scalars[row : row + len(p), [names.index(n) for n in p.scalar_names]] = p.scalars
         row += len(p)
     columns = {k: np.concatenate([p.columns[k] for p in parts]) for k in parts[0].columns if k != "source"}
-    columns["source"] = mapped("source", "sources", sources)
+    columns["source"] = mapped("source", [p.sources for p in parts], sources)
     return Objects(
-        columns, shifted("segments"), shifted("pixels"), mapped("grid", "grids", grids),
+        columns, shifted("segments"), shifted("pixels"), mapped("grid", of_parts, grids),
         np.concatenate([np.where(p.grid < 0, p.first + t, p.first) for p, t in zip(parts, times[:-1], strict=True)]),
-        mapped("channel", "channels", channels), np.concatenate([p.samples for p in parts], axis=1),
+        mapped("channel", [p.channels for p in parts], channels), np.concatenate([p.samples for p in parts], axis=1),
         _flat([p.time for p in parts], np.float64), scalars,
-        tuple(grids), tuple(channels), tuple(names), None, tuple(sources),
+        *_axes(grids), tuple(channels), tuple(names), None, tuple(sources),
     )  # fmt: skip
+
+
+def _axes(grids: Sequence[Grid]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    axes = np.array([(KINDS.index(g.kind), g.start, g.step) for g in grids], np.float64).reshape(-1, 3)
+    return axes, {i: g.wavelength(0, len(g.values)) for i, g in enumerate(grids) if g.kind == KINDS[0]}
 
 
 def canonical(objects: Objects) -> Objects:
@@ -226,14 +242,16 @@ def canonical(objects: Objects) -> Objects:
         table[used] = np.arange(len(used))
         return table[values].astype(values.dtype), tuple(known[i] for i in used.tolist())
 
-    grid, grids = renumbered(objects.grid, objects.grids)
+    grid, used = renumbered(objects.grid, range(len(objects.axes)))
+    listed = {i: objects.listed[g] for i, g in enumerate(used) if g in objects.listed}
     channel, channels = renumbered(objects.channel, objects.channels)
     source, sources = renumbered(objects.columns["source"], objects.sources)
     there = np.isfinite(objects.scalars[..., 0]).any(0)
     names = tuple(n for n, t in zip(objects.scalar_names, there, strict=True) if t)
     ids = objects.columns["id"]
     ids = ids.astype(f"S{max(1, int(np.char.str_len(ids).max(initial=0)))}")
-    return replace(objects, columns={**objects.columns, "id": ids, "source": source}, grid=grid, grids=grids, channel=channel,
+    columns = {**objects.columns, "id": ids, "source": source}
+    return replace(objects, columns=columns, grid=grid, axes=objects.axes[list(used)], listed=listed, channel=channel,
                    channels=channels, scalars=objects.scalars[:, there], scalar_names=names, sources=sources)  # fmt: skip
 
 
@@ -254,8 +272,8 @@ def _column(values: list[Any]) -> np.ndarray:
 
 
 def encoded(texts: Sequence[str]) -> np.ndarray:
-    """Texts as UTF-8 of fixed length, (n,) bytes."""
-    out = np.array([t.encode() for t in texts], np.bytes_)
+    """Texts as UTF-8 of fixed length, (n,) bytes; what is not Unicode in them is escaped."""
+    out = np.array([t.encode("utf-8", "backslashreplace") for t in texts], np.bytes_)
     return out if out.dtype.itemsize else out.astype("S1")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import weakref
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -10,21 +10,21 @@ import numpy as np
 import torch
 
 from hpcspec.shards.objects import Objects
+from hpcspec.surveys.grids import KINDS
 
 # How the coordinate x of the k-th sample of a segment follows from (kind, origin, step): listed, or 10**(origin + step·k), or
 # origin + step·k, or the vacuum wavelength of that.
-LISTED, LOG10, LINEAR, LINEAR_AIR = range(4)
-KINDS = {"table": LISTED, "log10": LOG10, "linear": LINEAR, "linear_air": LINEAR_AIR}
+LISTED, LOG10, LINEAR, LINEAR_AIR = (KINDS.index(kind) for kind in ("table", "log10", "linear", "linear_air"))
 
 
 @dataclass(frozen=True)
 class Packed:
     """N objects of S segments and V samples, without padding.
 
-    samples (2, V) f4 flux and ivar; segments (S+1,) i8 offsets into them; kind (S,) i8 and axis (S, 2) f8 (origin and step)
-    say what the samples' coordinates are, see `KINDS`; listed (E,) f8 coordinates of the segments that list theirs, one after
-    another; owner (S,) i8 object of each segment; amplitude, sn_median (N,) f4; numbers, epochs (N,); state: of the stream
-    behind it.
+    samples (2, V) f4 flux and ivar; segments (S+1,) i8 offsets into them; kind (S,) i8 (`LISTED` or one of the others) and
+    axis (S, 2) f8 (origin and step) say what the samples' coordinates are; listed (E,) f8 the coordinates of the segments that
+    list theirs, one after another; owner (S,) i8 object of each segment; amplitude, sn_median (N,) f4; numbers, epochs (N,);
+    state: of the stream behind it.
     """
 
     samples: torch.Tensor
@@ -65,7 +65,7 @@ class Packable(NamedTuple):
 
 def packables(objects: Objects) -> list[Packable]:
     """Every object of a block, which needs the columns amplitude and sn_median."""
-    facts = np.array([(KINDS[g.kind], g.start, g.step) for g in objects.grids] + [(LISTED, 0.0, 0.0)])[objects.grid]
+    facts = np.concatenate([objects.axes, [(LISTED, 0.0, 0.0)]])[objects.grid]
     facts[:, 1] += facts[:, 2] * objects.first
     table = np.column_stack([np.diff(objects.pixels), facts])
     lists = (facts[:, 0] == LISTED).any()
@@ -127,11 +127,11 @@ class Packer:
 
 
 class Memory:
-    """Memory for the samples of packs, which is given out again when nobody holds it any more."""
+    """Memory for the samples of packs, which is given out again when nothing refers to it any more."""
 
     def __init__(self, capacity: int, pin: bool = False):
         self.capacity, self.pin = capacity, pin
-        self._all: list[np.ndarray] = []
+        self._free: list[np.ndarray] = []
 
     def new(self, samples: int) -> torch.Tensor:
         """(2, samples) float32, pinned if it is to go to a GPU."""
@@ -140,19 +140,10 @@ class Memory:
             return torch.empty(2 * need, pin_memory=True)[: 2 * samples].view(2, samples)  # torch reuses pinned memory itself
         if need > self.capacity:
             return torch.empty(2, samples)
-        unused = (m for m, references in zip(self._all, _references(self._all), strict=True) if references == UNUSED)
-        memory = next(unused, None)
-        if memory is None:
-            memory = np.empty(2 * need, np.float32)
-            self._all.append(memory)
-        return torch.from_numpy(memory[: 2 * samples].reshape(2, samples))
-
-
-def _references(arrays: list[np.ndarray]) -> list[int]:
-    return [sys.getrefcount(array) for array in arrays]
-
-
-UNUSED = _references([np.empty(0)])[0]  # of an array that only a list holds, as this Python counts
+        memory = self._free.pop() if self._free else np.empty(2 * need, np.float32)
+        given = memory[: 2 * samples].reshape(2, samples)
+        weakref.finalize(given, self._free.append, memory).atexit = False
+        return torch.from_numpy(given)
 
 
 def packed(objects: Objects, numbers: np.ndarray, epoch: int = 0) -> Packed:

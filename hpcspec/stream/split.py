@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-import astropy.units as u
 import numpy as np
 from astropy_healpix import HEALPix
 
@@ -13,7 +12,9 @@ from hpcspec.shards.objects import text
 
 ORDER = 10  # HEALPix pixels of 3.4 arcmin
 MARGIN = 2.0  # arcsec: repeats of one object are never farther apart
-COLUMNS = ("id", "ra", "dec", "healpix", "approximate")
+SKEW = 1.5  # in a pixel's own coordinates the margin is at most this much wider: near the poles pixels are skewed
+TOWARDS = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))  # x and y of the neighbours SW, W, NW, … S
+COLUMNS = ("id", "healpix", "approximate")
 _LEVELS = 29 - ORDER
 _UNIT = 58.6 * 3600 / 2**29  # arcsec: side of a pixel of order 29
 _EVEN = 0x5555555555555555
@@ -37,15 +38,15 @@ def lowest_fraction(columns: Mapping[str, np.ndarray], seed: int) -> np.ndarray:
     """
     keys = _keys(columns)
     lowest = _fraction(keys, seed)
-    near = np.flatnonzero(~_by_id(columns) & _near_border(columns["healpix"]))
+    sides = _sides(columns["healpix"])
+    near = np.flatnonzero(~_by_id(columns) & sides.any(0))
     if len(near):
-        sky = HEALPix(nside=2**ORDER, order="nested")
-        ra, dec = columns["ra"][near], columns["dec"][near]
-        angle = np.arange(8)[:, None] * np.pi / 4
-        around_dec = np.clip(dec + MARGIN / 3600 * np.sin(angle), -90, 90)
-        around_ra = ra + MARGIN / 3600 * np.cos(angle) / np.maximum(np.cos(np.radians(dec)), 1e-6)
-        pixels = np.asarray(sky.lonlat_to_healpix(around_ra.ravel() * u.deg, around_dec.ravel() * u.deg), np.uint64)
-        lowest[near] = np.minimum(lowest[near], _fraction(pixels, seed).reshape(8, -1).min(0))
+        x, y = sides[:, near]
+        with np.errstate(invalid="ignore"):  # where there is no neighbour
+            around = HEALPix(nside=2**ORDER, order="nested").neighbours(keys[near].astype(np.int64))
+        for (dx, dy), pixels in zip(TOWARDS, around, strict=True):
+            reached = np.flatnonzero((pixels >= 0) & ((x == dx) | (dx == 0)) & ((y == dy) | (dy == 0)))
+            lowest[near[reached]] = np.minimum(lowest[near[reached]], _fraction(pixels[reached], seed))
     return lowest
 
 
@@ -76,14 +77,15 @@ def mix(keys: np.ndarray, seed: int) -> np.ndarray:
         return x
 
 
-def _near_border(healpix: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether a position may be within the margin of its pixel's border (pixels are skewed: twice the margin)."""
-    margin, size = round(2 * MARGIN / _UNIT), 1 << _LEVELS
+def _sides(healpix: np.ndarray) -> np.ndarray:
+    """(2, n): for x and y in the pixel of a position, -1 or 1 if the border on that side may be within the margin, else 0."""
+    margin, size = round(SKEW * MARGIN / _UNIT), 1 << _LEVELS
     inside = healpix.astype(np.uint64) & np.uint64((1 << 2 * _LEVELS) - 1)
-    near = np.zeros(len(healpix), bool)
-    for shift in (0, 1):  # a nested index has the bits of x at even and of y at odd places
+    sides = np.zeros((2, len(healpix)), np.int8)
+    for side, shift in zip(sides, (0, 1), strict=True):  # a nested index has the bits of x at even and of y at odd places
         x = (inside >> np.uint64(shift)) & np.uint64(_EVEN)
         for step, mask in _COMPACT:
             x = (x | (x >> np.uint64(step))) & np.uint64(mask)
-        near |= (x < margin) | (x >= size - margin)
-    return near
+        side[x < margin] = -1
+        side[x >= size - margin] = 1
+    return sides

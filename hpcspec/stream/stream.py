@@ -123,6 +123,7 @@ class Window:
     def __init__(self, stream: Stream, key: tuple[int, int, int], blocks: Sequence[tuple[int, int, Objects]], skip: int):
         self.key = key
         epoch, number, lane = key
+        self._share = 1 / stream.windows(epoch, lane)
         items: list[Item] = []
         for shard, first, objects in blocks:
             tokens = tokens_of(objects.segments, objects.pixels, stream.patch).tolist()
@@ -134,13 +135,19 @@ class Window:
         for item in self.items[skip:]:  # the others were delivered before a restart
             item.block.kept += 1
 
+    def passed(self, done: int) -> tuple[int, float, int]:
+        """How far its lane is when so many of its objects are delivered: the epoch, the share of it, and the lane."""
+        epoch, number, lane = self.key
+        return epoch, (number + done / len(self.items)) * self._share, lane
+
 
 class Stream:
     """An endless, shuffled stream of the objects on the training side of a split: with equal weights each once per epoch.
 
     share: of the sky that is held out; patch: samples in a token; temperature, weights: see `survey_weights`. Objects are
-    drawn from a few open windows of this rank's lanes. What comes next is a function of the lanes' positions alone, so that
-    `state()` and `restore()` make it go on where it was, and on another number of ranks without loss or repetition.
+    drawn from a few open windows of this rank's lanes, from the one that is furthest behind first, so that no lane runs ahead.
+    What comes next is a function of the lanes' positions alone, so that `state()` and `restore()` make it go on where it was,
+    and on another number of ranks without loss or repetition.
     """
 
     def __init__(self, index: DataIndex, seed: int, lanes: int, block: int, shuffle_blocks: int, *, patch: int = 32,
@@ -170,7 +177,6 @@ class Stream:
         self.positions = positions  # of each lane: epoch, window, objects of it delivered
         self._coming: dict[tuple[int, int, int], list[tuple[int, int, Future[Objects]]]] = {}
         self._open: list[Window] = []
-        self._turn = sum(done for _, _, done in positions.values())
 
     def _lane(self, epoch: int, lane: int) -> np.ndarray:
         """The blocks of one lane in one epoch."""
@@ -180,10 +186,13 @@ class Stream:
                 self._epochs.popitem(last=False)
         return self._epochs[epoch][lane :: self.lanes]
 
+    def windows(self, epoch: int, lane: int) -> int:
+        """How many windows a lane has in an epoch."""
+        return -(-len(self._lane(epoch, lane)) // self.shuffle_blocks)
+
     def _after(self, key: tuple[int, int, int]) -> tuple[int, int, int]:
         epoch, window, lane = key
-        more = (window + 1) * self.shuffle_blocks < len(self._lane(epoch, lane))
-        return (epoch, window + 1, lane) if more else (epoch + 1, 0, lane)
+        return (epoch, window + 1, lane) if window + 1 < self.windows(epoch, lane) else (epoch + 1, 0, lane)
 
     def _load(self, key: tuple[int, int, int]) -> None:
         """Begin to read the tables of a window."""
@@ -210,12 +219,11 @@ class Stream:
                 if key not in held:
                     blocks = [(shard, first, table.result()) for shard, first, table in self._coming.pop(key)]
                     self._open.append(Window(self, key, blocks, self.positions[key[2]][2]))
-            self._open.sort(key=lambda window: window.key)
             hollow = [window for window in self._open if not window.items]
             if not hollow:
                 return
             empty += len(hollow)
-            if empty > 64 + sum(-(-len(self._lane(0, k)) // self.shuffle_blocks) + 1 for k in self.positions):
+            if empty > 64 + sum(self.windows(hollow[0].key[0], lane) for lane in self.positions):
                 raise UserError("no object is left to train on: lower adapt.held_out or ingest more")
             for window in hollow:
                 self._close(window)
@@ -223,7 +231,6 @@ class Stream:
     def _close(self, window: Window) -> None:
         lane = window.key[2]
         self._open.remove(window)
-        self._turn -= self.positions[lane][2]
         epoch, number, _ = self._after(window.key)
         self.positions[lane] = (epoch, number, 0)
 
@@ -231,14 +238,11 @@ class Stream:
         """The epoch of the next object and the object, or None if none of those in turn has at most `room` tokens."""
         if len(self._open) < min(OPEN_WINDOWS, len(self.positions)):
             self._refill()
-        count = len(self._open)
-        for j in range(count):
-            window = self._open[(self._turn + j) % count]
+        for window in sorted(self._open, key=lambda w: w.passed(self.positions[w.key[2]][2])):
             epoch, number, done = self.positions[window.key[2]]
             item = window.items[done]
             if room is None or item.tokens <= room:
                 self.positions[window.key[2]] = (epoch, number, done + 1)
-                self._turn += 1
                 if done + 1 == len(window.items):
                     self._close(window)
                 return epoch, item

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
+import math
 import re
 import shutil
+import struct
 import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 import numpy as np
 from astropy.io import fits
@@ -23,11 +28,12 @@ from hpcspec.errors import UserError
 from hpcspec.surveys.observation import BadObject, Observation, check
 
 FITS_NAMES = re.compile(r"\.fits?(\.(gz|fz|bz2))?$", re.IGNORECASE)
-FAULTS = (OSError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError,
-          zlib.error, gzip.BadGzipFile, fits.VerifyError, AstropyWarning)  # fmt: skip
+FAULTS = (OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError, RuntimeError,
+          SyntaxError, ExpatError, struct.error, zlib.error, csv.Error, fits.VerifyError, AstropyWarning)  # fmt: skip
 UNPACK: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}  # by the file's first bytes
 DAMAGE = r"(?s).*(truncated|corrupted)"
 SPOOL = 1 << 28
+REASON = 400  # characters
 
 FLAM = "1e-17 erg / (s cm2 Angstrom)"
 
@@ -44,11 +50,23 @@ class Source:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """An object that could not be used: the file, the survey's identifier where it is known, and the reason."""
+    """An object that could not be used: the file, the survey's identifier where it is known, and the reason, in one line.
+    What of them can't be printed is escaped, so that a table of them is text whatever the files hold."""
 
     path: str
     object_id: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.path.encode("utf-8", "backslashreplace").decode())
+        object.__setattr__(self, "object_id", _line(self.object_id))
+        object.__setattr__(self, "reason", _line(self.reason))
+
+
+def _line(text: str) -> str:
+    """A text as one line of at most REASON printable characters."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text[: 2 * REASON].split()))
+    return shown if len(shown) <= REASON else f"{shown[: REASON - 1]}…"
 
 
 def fits_files(folder: Path, skip: str = r"$^") -> list[Path]:
@@ -94,14 +112,36 @@ def opened(path: Path) -> Iterator[fits.HDUList]:
                 shutil.copyfileobj(unpack(file), unpacked, 1 << 20)
                 unpacked.seek(0)
             with fits.open(unpacked if unpack else file, memmap=False) as hdus:
+                _check_sizes(hdus)
                 yield hdus
 
 
+def _check_sizes(hdus: fits.HDUList) -> None:
+    """Raises BadObject for a HDU of a negative size, behind which astropy would read the same HDUs again for ever."""
+    for number in count():
+        try:
+            span = hdus[number].fileinfo()["datSpan"]
+        except IndexError:
+            return
+        if span < 0:
+            raise BadObject(f"damaged file: HDU {number} declares a size of {span} bytes")
+
+
 def data_of(hdu: Any) -> Any:
-    """The data of an HDU. Raises BadObject if it has a DATASUM and they don't agree."""
+    """The data of an HDU. Raises BadObject if it is of no known kind, or has a DATASUM and they don't agree."""
+    if not hasattr(type(hdu), "data"):
+        raise BadObject(f"damaged file: HDU {hdu.name} is neither an image nor a table")
     if hdu.verify_datasum() == 0:
         raise BadObject(f"damaged file: HDU {hdu.name} doesn't agree with its DATASUM")
     return hdu.data
+
+
+def check_votable(data: bytes) -> None:
+    """Raises BadObject for a VOTable that declares more values than it has bits: astropy would make room for them."""
+    for found in re.finditer(rb"""(arraysize|nrows)\s*=\s*["']([\dx ]+)["']""", data):
+        length = math.prod(map(int, re.findall(rb"\d{1,30}", found[2])))
+        if length > 8 * len(data):
+            raise BadObject(f"damaged file: {found[1].decode()} {length} in {len(data)} bytes")
 
 
 def open_fits(path: Path) -> fits.HDUList:
@@ -159,32 +199,35 @@ def about(object_id: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """What the quarantine table says about a fault, in one line."""
+    """What the quarantine table says about a fault."""
     if isinstance(error, BadObject):
         return error.reason
     if isinstance(error, AstropyWarning):
-        text = f"damaged file: {error}"
-    elif isinstance(error, KeyError) and error.args:
-        text = f"missing: {error.args[0]}"
-    else:
-        text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+        return f"damaged file: {error}"
+    if isinstance(error, KeyError) and error.args:
+        return f"missing: {error.args[0]}"
+    if isinstance(error, MemoryError):
+        return f"damaged file, or more than fits into memory: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"can't be read: {error.strerror}"
+    return str(error) or f"can't be read: {type(error).__name__}"
 
 
 def plain(value: Any) -> str | int | float:
-    """A header card or table cell as str, int or float (bytes decoded, numpy scalars unwrapped)."""
+    """A header card or table cell as str, int or float (bytes decoded, numpy scalars unwrapped, a card without a value "")."""
     if isinstance(value, bytes | np.bytes_):
         return value.decode("utf-8", "replace").strip()
     if isinstance(value, bool | np.bool_ | int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
         return float(value)
-    return str(value).strip()
+    return "" if isinstance(value, fits.card.Undefined) else str(value).strip()
 
 
 def pick(header: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str | int | float]:
-    """Those of header cards or row columns that exist, renamed: {our name: their name}."""
-    return {ours: plain(header[theirs]) for ours, theirs in names.items() if theirs in header}
+    """Those of header cards or row columns that exist and have a value, renamed: {our name: their name}."""
+    there = {ours: header[theirs] for ours, theirs in names.items() if theirs in header}
+    return {ours: plain(value) for ours, value in there.items() if not isinstance(value, fits.card.Undefined)}
 
 
 def table_row(table: fits.FITS_rec, row: int, names: Iterable[str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from astropy.io import fits, votable
 from astropy.utils.exceptions import AstropyWarning
 
-from hpcspec.surveys.base import FAULTS, UNPACK, data_of, opened, reason_of
+from hpcspec.surveys.base import FAULTS, UNPACK, check_votable, data_of, opened, reason_of
 from hpcspec.surveys.observation import BadObject
 from hpcspec.surveys.xp import NULLS, number
 
@@ -73,14 +73,18 @@ def columns(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
         with _unpacked(path) as file:
             table = pa_csv.read_csv(file, pa_csv.ReadOptions(skip_rows=skip, block_size=1 << 24),
                                     pa_csv.ParseOptions(delimiter=delimiter), options)  # fmt: skip
-        return {n.lower(): table[n].to_numpy() for n in keep}
+        table = table.filter(table[next(n for n in keep if n.lower() == "source_id")].is_valid())  # with one missing, all
+        return {n.lower(): table[n].to_numpy() for n in keep}  # would pass through a float
     found: dict[str, list[Any]] = {"source_id": []}
     for row in map(_sound, rows(path)):
         if "source_id" not in row:
             raise BadObject("not a Gaia table: no column source_id")
         for name in ("source_id", *(n for n in wanted if n in row)):
             found.setdefault(name, []).append(row[name])
-    ids = np.array(found.pop("source_id"), np.int64)
+    ids = found.pop("source_id")
+    if any(isinstance(i, float | np.floating) for i in ids):
+        raise BadObject("source_id is a floating-point number, which rounds it")
+    ids = np.array(ids, np.int64)
     return {"source_id": ids, **{n: np.array([number(c, n) for c in cells]) for n, cells in found.items()}}
 
 
@@ -101,7 +105,7 @@ def _guarded(path: Path) -> Iterator[Row | BadObject]:
         if path.stat().st_size == 0:
             raise BadObject("empty file")
         yield from {"csv": _csv, "fits": _fits, "xml": _votable, "parquet": _parquet}[_kind(path)](path)
-    except (*FAULTS, csv.Error) as error:
+    except FAULTS as error:
         yield error if isinstance(error, BadObject) else BadObject(f"unreadable file: {reason_of(error)}")
 
 
@@ -175,8 +179,10 @@ def _fits(path: Path) -> Iterator[Row]:
 def _votable(path: Path) -> Iterator[Row]:
     with _unpacked(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
+        data = file.read()
+        check_votable(data)
         try:
-            parsed = votable.parse(io.BytesIO(file.read()), verify="ignore")
+            parsed = votable.parse(io.BytesIO(data), verify="ignore")
         except (SyntaxError, ExpatError) as error:
             raise BadObject(f"unreadable VOTable: {' '.join(str(error).split())}") from error
         for table in parsed.iter_tables():

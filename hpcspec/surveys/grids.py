@@ -22,6 +22,9 @@ def air_to_vacuum(wavelength: Any) -> Any:
     return wavelength * (1 + a + b / (c - s2) + d / (e - s2))
 
 
+KINDS = ("table", "log10", "linear", "linear_air")
+
+
 @dataclass(frozen=True)
 class Grid:
     """A wavelength grid, stored once and referenced by many spectra.

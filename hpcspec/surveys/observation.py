@@ -13,6 +13,11 @@ import numpy as np
 
 from hpcspec.surveys.grids import Grid
 
+MOST = 1e37  # of what is kept in single precision; beyond it, squares and ratios of samples would not be finite
+WAVELENGTHS = (1e-3, 1e12)  # Å, γ rays to radio
+LONGEST_TIME = 1e9  # days, of either sign
+NAME, TEXT, PARTS = 255, 1000, 1000  # characters of names and of other texts, and arms or bands of one object
+
 
 class BadObject(ValueError):
     """One object that can't be used; the message is the reason written to the quarantine table."""
@@ -75,8 +80,8 @@ class Observation:
     @property
     def sn_median(self) -> float:
         """Median signal to noise per sample over the good samples of all arms, or of all light curves where there is no arm."""
-        sn = [v[i > 0] * np.sqrt(i[i > 0]) for v, i in self._samples()]
-        return float(np.median(np.concatenate(sn))) if sum(map(len, sn)) else 0.0
+        sn = [v[i > 0] * np.sqrt(i[i > 0], dtype=np.float64) for v, i in self._samples()]
+        return float(np.clip(np.median(np.concatenate(sn)), -MOST, MOST)) if sum(map(len, sn)) else 0.0
 
     @property
     def amplitude(self) -> float:
@@ -103,7 +108,7 @@ def make_arm(name: str, grid: Grid, first: int, flux: np.ndarray, ivar: np.ndarr
 def make_curve(band: str, time: np.ndarray, value: np.ndarray, error: np.ndarray, bad: np.ndarray | None = None,
                unit: str = "mag", scale: str = "hjd") -> Curve:  # fmt: skip
     """A `Curve` of times, values and errors (n,) in time order; where `bad` (n,) is True, or value or error is not finite
-    or the error not positive, ivar becomes 0. Samples without a finite time are left out.
+    or the error not positive, ivar becomes 0. Samples without a time, or one of more than LONGEST_TIME, are left out.
 
     Raises BadObject if the lengths differ.
     """
@@ -114,7 +119,7 @@ def make_curve(band: str, time: np.ndarray, value: np.ndarray, error: np.ndarray
     if time.shape != value.shape:
         raise BadObject(f"light curve {band}: time {time.shape} and value {value.shape} differ in length")
     order = np.argsort(time, kind="stable")
-    order = order[np.isfinite(time[order])]
+    order = order[np.abs(time[order]) <= LONGEST_TIME]
     return Curve(band, time[order], value[order], ivar[order], unit, scale)
 
 
@@ -142,27 +147,46 @@ def trimmed(arm: Arm) -> Arm | None:
 
 
 def check(one: Observation) -> Observation:
-    """The observation, if a model can use it; scalars that are not finite are left out.
+    """The observation, if a model can use it; scalars that are not finite and meta without a name are left out, and long
+    texts are cut.
 
-    Raises BadObject for an empty identifier, a position off the sky, wavelengths that are not finite, positive and
-    increasing, times that are not finite or fall, or no valid measurement at all.
+    Raises BadObject for an empty identifier, names that can't be printed or are too long, a position off the sky,
+    wavelengths that are not finite, positive, plausible and increasing, times that are not finite or fall, or no valid
+    measurement at all.
     """
     if not one.object_id:
         raise BadObject("no object identifier")
+    if not is_name(one.object_id):
+        raise BadObject(f"the object identifier is not a name of at most {NAME} printable characters", one.object_id)
     nowhere = np.isnan(one.ra) and np.isnan(one.dec)
     if not (nowhere or (np.isfinite(one.ra) and -90 <= one.dec <= 90 and 0 <= one.ra <= 360)):
         raise BadObject(f"position off the sky: ra={one.ra} dec={one.dec}", one.object_id)
+    names = {one.frame, *(a.name for a in one.arms), *(x for c in one.curves for x in (c.band, c.scale))}
+    units = {one.flux_unit, *(c.unit for c in one.curves)} - {""}
+    lost = next((x for x in sorted(names | units) if not is_name(x)), None)
+    if lost is not None:
+        raise BadObject(f"{lost[:40]!r} is not a name of a band, frame or unit", one.object_id)
+    if len(one.arms) + len(one.curves) > PARTS:
+        raise BadObject(f"{len(one.arms)} arms and {len(one.curves)} bands are more than {PARTS}", one.object_id)
     for arm in one.arms:
         w = arm.wavelength
-        if len(w) == 0 or not np.all(np.isfinite(w)) or w[0] <= 0 or np.any(np.diff(w) <= 0):
+        if len(w) == 0 or not np.all(np.isfinite(w)) or w[0] < WAVELENGTHS[0] or np.any(np.diff(w) <= 0):
             raise BadObject(f"arm {arm.name}: wavelengths are not finite, positive and increasing", one.object_id)
+        if w[-1] > WAVELENGTHS[1]:
+            raise BadObject(f"arm {arm.name}: wavelengths up to {w[-1]:.3g} Å are not plausible", one.object_id)
     for curve in one.curves:
-        if not np.all(np.isfinite(curve.time)) or np.any(np.diff(curve.time) < 0):
+        if np.any(np.diff(curve.time) < 0) or not np.all(np.abs(curve.time) <= LONGEST_TIME):
             raise BadObject(f"light curve {curve.band}: times are not finite and in order", one.object_id)
-    scalars = {n: (float(v), float(e) if e > 0 and np.isfinite(e) else float("nan"))
+    scalars = {n: (float(v), float(e) if e > 0 and np.isfinite(np.float32(e)) else float("nan"))
                for n, (v, e) in one.scalars.items() if np.isfinite(np.float32(v))}  # fmt: skip
     if not any((ivar > 0).any() for ivar in (*(a.ivar for a in one.arms), *(c.ivar for c in one.curves))) and not scalars:
         raise BadObject("no valid pixel (every ivar is 0, or every flux is NaN)", one.object_id)
     if one.arms and not one.curves and not scalars and not any(np.any(a.flux[a.ivar > 0] != 0) for a in one.arms):
         raise BadObject("every valid flux is exactly 0", one.object_id)
-    return replace(one, scalars=scalars) if scalars != one.scalars else one
+    meta = {n: v[:TEXT] if isinstance(v, str) else v for n, v in one.meta.items() if is_name(n)}
+    return replace(one, scalars=scalars, meta=meta) if (scalars, meta) != (one.scalars, one.meta) else one
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of something: short, and on one line."""
+    return 0 < len(text) <= NAME and text.isprintable()

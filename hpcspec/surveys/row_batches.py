@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from astropy.io import fits
 from astropy.table import Table
 
-from hpcspec.surveys.base import data_of, opened, plain
+from hpcspec.surveys.base import check_votable, data_of, opened, plain
 from hpcspec.surveys.observation import BadObject
 from hpcspec.surveys.tables import Wanted, batches, head, unpacked
 
@@ -49,7 +50,9 @@ def row_batches(path: Path, wanted: Wanted, skipped: list[str]) -> Iterator[Batc
     elif kind in ("vot", "votable", "xml"):
         with unpacked(path) as raw, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            votable = Table.read(raw, format="votable")
+            data = raw.read()
+            check_votable(data)
+            votable = Table.read(io.BytesIO(data), format="votable")
         told = {name: str(votable[name].unit or "") for name in votable.colnames}
         yield told, iter([pa.table({name: _arrow(votable[name]) for name in told})])
     else:

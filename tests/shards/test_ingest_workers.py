@@ -1,25 +1,31 @@
-"""Ingest by several processes, by MPI ranks, and by processes that are killed: always the same bytes."""
+"""Ingest by several processes, by MPI ranks, by array tasks, and by processes that are killed: always the same bytes."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hpcspec.shards.format import Shard, shard_paths, write_shard
-from hpcspec.shards.ingest import ingest
+from hpcspec.shards import ingest as module
+from hpcspec.shards.format import shard_paths
+from hpcspec.shards.ingest import ingest, ingest_units, plan
 from hpcspec.simulate import simulate
-from hpcspec.surveys import reader
-from hpcspec.surveys.base import Source
+from hpcspec.surveys import discover
 from tests.cluster.conftest import unavailable
 from tests.making import stored
 
-MIB = 0.3  # about two files a shard
+ROOT = Path(__file__).parents[2]
+FACTOR = 2**7  # units are this much smaller than they are outside of tests, so that there are some
+MIB = 0.3 * FACTOR  # 0.3 MiB: about six shards
 OBJECTS = 24
 Contents = dict[str, bytes]
 
@@ -40,13 +46,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "apogee"
 
 
+@pytest.fixture(autouse=True)
+def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIB", 2**20 / FACTOR)
+
+
 @pytest.fixture(scope="module")
 def whole(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Contents:
     """What one process that nothing disturbs makes."""
     folder = tmp_path_factory.mktemp("whole")
-    counts = ingest("apogee", files, folder, MIB)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MIB", 2**20 / FACTOR)
+        assert len(plan(discover("apogee", files), "apogee")) > 8
+        counts = ingest("apogee", files, folder, MIB)
     assert (counts.rows_in, counts.objects, counts.quarantined) == (OBJECTS + 4, OBJECTS, 4)
-    assert len(shard_paths(folder)) > 6
+    assert len(shard_paths(folder)) > 4
     return contents(folder)
 
 
@@ -56,62 +70,170 @@ def test_two_workers_give_the_same_bytes(files: Path, whole: Contents, tmp_path:
 
 
 RANK = """
-import sys
+import resource, sys
 from pathlib import Path
 from hpcspec.comm import world
-from hpcspec.shards.ingest import ingest
-comm = world()
-counts = ingest("apogee", Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), comm=comm)
-print(f"{comm.size} ranks {counts.objects} objects\\n", end="")
+from hpcspec.errors import UserError
+from hpcspec.shards import ingest as module
+comm, files, folder = world(), Path(sys.argv[1]), Path(sys.argv[2])
+module.MIB = 2**20 / {factor}
+
+def tried():
+    try:
+        return module.ingest("apogee", files, folder, {mib}, comm=comm)
+    except UserError as error:
+        return error
+
+def limited(limit):  # a full disk on rank 1
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit if comm.rank == 1 else hard, hard))
+
+def say(*what):
+    print(f"{{comm.rank}}: " + " ".join(map(str, what)) + "\\n", end="", flush=True)
+"""
+FAILING = RANK + """
+limited(20_000)
+say("unit", tried())
+limited(-1)
+write = module.write_planned
+
+def full(*given, **more):
+    limited(20_000)
+    write(*given, **more)
+
+module.write_planned = full
+say("shard", tried())
+module.write_planned = write
+limited(-1)
+(unit, *_), original = sorted((folder / "units").glob("*.h5")), None
+if comm.rank == 0:
+    original = unit.read_bytes()
+    unit.write_bytes(b"")
+comm.Barrier()
+say("damage", tried())
+if comm.rank == 0:
+    unit.write_bytes(original)
+comm.Barrier()
+say("done", tried().objects)
 """
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_the_number_of_ranks_doesn_t_change_the_bytes(files: Path, whole: Contents, tmp_path: Path, ranks: int) -> None:
+def ranks(number: int, script: str, files: Path, folder: Path) -> list[str]:
+    """What the ranks of a real MPI job say; it fails if the job hangs."""
     if not (mpirun := shutil.which("mpirun")):
         unavailable("mpirun is not installed")
-    command = [mpirun, "-n", str(ranks), "--oversubscribe", "--allow-run-as-root", sys.executable, "-c", RANK]
-    done = subprocess.run([*command, files, tmp_path, str(MIB)], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    command = [mpirun, "-n", str(number), "--oversubscribe", "--allow-run-as-root", sys.executable, "-c"]
+    code = script.format(factor=FACTOR, mib=MIB)
+    done = subprocess.run([*command, code, files, folder], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines().count(f"{ranks} ranks {OBJECTS} objects") == ranks
+    return sorted(done.stdout.splitlines())
+
+
+def test_the_number_of_ranks_doesn_t_change_the_bytes(files: Path, whole: Contents, tmp_path: Path) -> None:
+    said = ranks(2, RANK + 'say(tried().objects, "objects")', files, tmp_path)
+    assert said == [f"{rank}: {OBJECTS} objects" for rank in range(2)]
     assert contents(tmp_path) == whole
 
 
-def test_killed_at_any_moment_it_is_completed_without_loss(files: Path, whole: Contents, tmp_path: Path) -> None:
-    """Each ingest is killed after a random time and another goes on, until one comes to its end."""
+def test_what_fails_on_one_rank_fails_on_all(files: Path, whole: Contents, tmp_path: Path) -> None:
+    """None is left waiting, and where the reason is gone the next attempt goes on."""
+    said = ranks(3, FAILING, files, tmp_path)
+    assert len(said) == 12
+    for rank in range(3):
+        told = {line.split(" ")[1]: line.split(" ", 2)[2] for line in said if line.startswith(f"{rank}: ")}
+        elsewhere = "" if rank == 1 else "rank 1: "
+        assert told["unit"].startswith(f"{elsewhere}can't write {tmp_path}/units/apogee-")
+        assert told["shard"].startswith(f"{elsewhere}can't write {tmp_path}/apogee-")
+        assert told["damage"].startswith(f"can't read shard {tmp_path}/units/apogee-")
+        assert told["done"] == str(OBJECTS)
+    assert contents(tmp_path) == whole
+
+
+def killed_until_done(rng: random.Random, longest: float, tries: Callable[[int], tuple[Callable, tuple]], begin_again) -> int:
+    """Kill a process after a random time and start another, until one comes to its end; the number of kills."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hpcspec.shards.ingest", "hpcspec.surveys.apogee"])
-    rng = random.Random(11)
+    context.set_forkserver_preload(["tests.shards.test_ingest_workers", "hpcspec.surveys.apogee"])
     kills = 0
     for attempt in range(200):
-        process = context.Process(target=ingest, args=("apogee", files, tmp_path, MIB))
+        work, given = tries(attempt)
+        process = context.Process(target=work, args=given)
         process.start()
-        process.join(rng.uniform(0.1, 0.5) if attempt else 5 * rng.random())
+        process.join(rng.uniform(0.02, longest))
         if process.exitcode is None:
             process.kill()
             process.join()
             kills += 1
-        if process.exitcode == 0 and kills > 2:
-            break
-        if process.exitcode == 0:  # it was faster than the kill: begin again
-            shutil.rmtree(tmp_path)
-            tmp_path.mkdir()
-    assert kills > 2 and process.exitcode == 0
+        elif kills > 2:
+            assert process.exitcode == 0
+            return kills
+        else:  # it was faster than the kill
+            begin_again()
+    raise AssertionError("it never came to its end")
+
+
+def small(work: Callable, *given: object) -> None:
+    module.MIB = 2**20 / FACTOR
+    work("apogee", *given)
+
+
+def test_killed_at_any_moment_it_is_completed_without_loss(files: Path, whole: Contents, tmp_path: Path) -> None:
+    def begin_again() -> None:
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+
+    killed_until_done(random.Random(11), 0.6, lambda _: (small, (ingest, files, tmp_path, MIB)), begin_again)
     assert contents(tmp_path) == whole
     objects = [s.object_id for path in shard_paths(tmp_path) for s, _, _ in stored(path)]
     assert len(objects) == len(set(objects)) == OBJECTS
+    ingest("apogee", files, tmp_path, MIB)
+    assert contents(tmp_path) == whole
 
 
-def test_killed_while_it_settles_duplicates_nothing_is_counted_twice(files: Path, whole: Contents, tmp_path: Path) -> None:
-    """The moment between the quarantine file with the new lines and the shard without the objects, by hand."""
-    out = tmp_path / "out"
-    ingest("apogee", files, out, MIB)
-    last = shard_paths(out)[-1]
-    with Shard(last) as opened:
-        inputs, sources, there = opened.inputs, opened.sources()[0], list(opened.spectra())
-    copies = [(one, number, 0) for number, path in enumerate(sources) if Path(path).name.startswith("z")
-              for one in reader("apogee").read(Source(path, (Path(path),)))]  # fmt: skip
-    assert copies
-    write_shard(last, [*there, *copies], sources, "apogee", inputs)
-    ingest("apogee", files, out, MIB)
-    assert contents(out) == whole
+def test_killed_array_tasks_are_completed_by_their_successors(files: Path, whole: Contents, tmp_path: Path) -> None:
+    """Nothing is in the folder that counts before the last of them is through."""
+
+    def begin_again() -> None:
+        shutil.rmtree(tmp_path / "units")
+
+    done = killed_until_done(random.Random(5), 0.3, lambda i: (small, (ingest_units, files, tmp_path, i % 2, 2)), begin_again)
+    assert done > 2 and shard_paths(tmp_path) == []
+    for task in range(2):
+        ingest_units("apogee", files, tmp_path, task, 2)
+    ingest("apogee", files, tmp_path, MIB)
+    assert contents(tmp_path) == whole
+
+
+def workers_of(process: int) -> list[int]:
+    """The processes that this one has started, and theirs."""
+    try:
+        children = [int(p) for p in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+    return [c for child in children for c in (child, *workers_of(child))]
+
+
+def test_workers_end_with_their_parent(files: Path, tmp_path: Path) -> None:
+    code = ("import sys; from pathlib import Path; from hpcspec.shards import ingest as m\n"
+            "if __name__ == '__main__':\n"
+            f"    m.MIB = 2**20 / {FACTOR}\n"
+            f"    m.ingest('apogee', Path(sys.argv[1]), Path(sys.argv[2]), {MIB}, workers=2)\n")  # fmt: skip
+    (tmp_path / "run.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, tmp_path / "run.py", files, tmp_path / "out"], env=environment) as parent:
+        began = time.monotonic()
+        while not any((tmp_path / "out/units").glob("*.json")):
+            assert parent.poll() is None and time.monotonic() < began + 60
+            time.sleep(0.02)
+        workers = workers_of(parent.pid)
+        parent.send_signal(signal.SIGKILL)
+    assert len(workers) >= 2
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < began + 90, "workers are left"
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

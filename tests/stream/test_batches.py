@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice, takewhile
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -14,25 +12,36 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcspec.stream.batches import Batch, collate, hide, in_order, ordered_batches, prefetch, training_batches
-from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.stream.stream import Stream, joined_state
-from hpcspec.stream.tokens import tokenize
-from tests.making import pixels_of, shard, spectrum
+from hpcspec.stream.batches import in_order, ordered_batches, packs, prefetch, training_batches
+from hpcspec.stream.index import DataIndex
+from hpcspec.stream.tokens import Batch, apart, collate, hide, tokenize
+from tests.making import batch as batch_of
+from tests.making import packed, spectrum
+from tests.stream.cases import (
+    PATCH,
+    Case,
+    cases,
+    epochs_begun,
+    packs_until,
+    thing,
+    through_json,
+    world_sizes,
+)
 
-PATCH, LANES = 8, 4
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> DataIndex:
-    """36 objects of 2 to 25 tokens in three shards."""
-    folder = tmp_path_factory.mktemp("shards")
-    spectra = [spectrum(i, pixels=9 + 37 * i % 180) for i in range(36)]
-    return open_index([shard(folder / f"sdss-{i:05d}.h5", spectra[12 * i : 12 * i + 12]) for i in range(3)])
+@pytest.fixture
+def case(pool: DataIndex) -> Case:
+    """77 objects of three surveys, of up to 46 tokens."""
+    index = DataIndex(tuple(pool.shards[i] for i in (3, 5, 6, 8, 5)))
+    return Case(index, {"seed": 2, "lanes": 4, "block": 4, "shuffle_blocks": 2}, {"share": 0.2})
 
 
-def stream(index: DataIndex, rank: int = 0, size: int = 1) -> Stream:
-    return Stream(index, np.arange(len(index)) % 5 > 0, seed=2, lanes=LANES, block=4, shuffle_blocks=2, rank=rank, size=size)
+def some(case: Case, count: int, budget: int, mask: float = 0.5, depth: int = 3) -> list[Batch]:
+    """The first batches of the only rank, and nothing left running."""
+    with case.rank() as stream:
+        return list(islice(training_batches(stream, budget, mask, depth, CPU), count))
 
 
 def content(batch: Batch) -> tuple[bytes, ...]:
@@ -40,102 +49,145 @@ def content(batch: Batch) -> tuple[bytes, ...]:
     return (batch.objects.tobytes(), str(batch.lengths).encode(), *(t.numpy().tobytes() for t in tensors))
 
 
-@pytest.mark.parametrize("budget", [1, 40, 100, 600])
-def test_batches_keep_to_the_budget(index: DataIndex, budget: int) -> None:
-    for batch in islice(training_batches(stream(index), PATCH, budget, 0.5), 12):
+@pytest.mark.parametrize("budget", [1, 60, 100, 600])
+def test_batches_keep_to_the_budget(case: Case, budget: int) -> None:
+    batches = some(case, 12, budget)
+    for batch in batches:
         assert len(batch) == 1 or sum(batch.lengths) + len(batch) <= budget
         assert list(batch.lengths) == sorted(batch.lengths) and len(batch.values) == sum(batch.lengths)
-    sizes = [len(b) for b in islice(training_batches(stream(index), PATCH, budget, 0.5), 12)]
+    sizes = [len(b) for b in batches]
     assert max(sizes) == 1 if budget == 1 else max(sizes) > budget // 60
 
 
-def test_a_batch_holds_the_tokens_of_its_objects(index: DataIndex) -> None:
-    for batch in islice(training_batches(stream(index), PATCH, 60, 0.4), 8):
+def test_a_batch_holds_the_tokens_of_its_objects(case: Case) -> None:
+    for batch in some(case, 8, 90, 0.4):
         start = 0
         for number, length, scalars in zip(batch.objects.tolist(), batch.lengths, batch.scalars, strict=True):
-            tokens = tokenize(pixels_of(spectrum(number, pixels=9 + 37 * number % 180)), PATCH)
+            alone = batch_of([case.thing(number)], PATCH)
+            assert length == len(alone.values)
             for name in ("values", "sigma", "coordinates"):
-                wanted = torch.from_numpy(getattr(tokens, name).astype(np.float32))
-                assert torch.equal(getattr(batch, name)[start : start + length], wanted)
-            assert torch.equal(scalars, torch.from_numpy(tokens.scalars))
+                assert torch.equal(getattr(batch, name)[start : start + length], getattr(alone, name))
+            assert torch.equal(scalars, alone.scalars[0])
             hidden = batch.hidden[start : start + length]
-            assert hidden.sum() == min(max(round(0.4 * length), 1), length - 1)
+            assert hidden.sum() == max(0, min(max(np.rint(0.4 * length), 1), length - 1))
             start += length
 
 
-def test_resumed_at_any_batch_it_goes_on_bit_for_bit(index: DataIndex) -> None:
-    batches = list(islice(training_batches(stream(index), PATCH, 60, 0.5), 40))
-    assert sum(len(b) for b in batches) > 2 * len(index)  # over more than two epochs
-    for cut in range(len(batches) - 5):
-        again = stream(index)
-        again.restore(json.loads(json.dumps(batches[cut].state)))
-        for new, old in zip(training_batches(again, PATCH, 60, 0.5), batches[cut + 1 : cut + 5], strict=False):
-            assert content(new) == content(old) and new.state == old.state
+def test_resumed_at_any_batch_it_goes_on_bit_for_bit(case: Case) -> None:
+    batches = some(case, 50, 80)
+    assert sum(len(b) for b in batches) > 2 * case.selected.sum()  # over more than two epochs
+    for cut in range(0, len(batches) - 4, 3):
+        with case.rank(state=through_json([batches[cut].state])) as stream:
+            for new, old in zip(training_batches(stream, 80, 0.5, 4, CPU), batches[cut + 1 : cut + 4], strict=False):
+                assert content(new) == content(old) and new.state == old.state
 
 
-@settings(max_examples=30, deadline=None)
-@given(before=st.integers(1, LANES), after=st.integers(1, LANES), budget=st.integers(1, 80), data=st.data())
-def test_each_object_comes_once_over_a_resume(index: DataIndex, before: int, after: int, budget: int, data: st.DataObject):
-    """Ranks that are at unlike places, at a batch boundary each, go on as another number of ranks."""
-    delivered: Counter[int] = Counter()
-    states = []
-    for rank in range(before):
-        first = [stream(index, rank, before).state()]
-        for batch in islice(training_batches(stream(index, rank, before), PATCH, budget, 0.5), data.draw(st.integers(0, 3))):
-            delivered.update(batch.objects.tolist())
-            first.append(batch.state)
-        states.append(first[-1])
-    state = joined_state(states)
-    epochs = 1 + max(epoch for epoch, _ in state["positions"].values())
-    for rank in range(after):
-        rest = stream(index, rank, after)
-        rest.restore(state)
-        delivered.update(number for _, number, _ in takewhile(lambda x: x[0] < epochs, rest))
-    assert delivered == {n: epochs for n in range(len(index)) if n % 5 > 0}
-
-
-@given(count=st.integers(0, 300), share=st.floats(0.01, 0.99), seed=st.integers(0, 2**32))
-def test_the_share_hidden_is_as_asked(count: int, share: float, seed: int) -> None:
-    hidden = hide(count, share, (seed, 1))
-    assert hidden.shape == (count,) and (hidden == hide(count, share, (seed, 1))).all()
-    if count > 1:
-        assert hidden.sum() == min(max(round(count * share), 1), count - 1)
-    else:
-        assert not hidden.any()
-
-
-def test_what_is_hidden_changes_with_the_epoch(index: DataIndex) -> None:
-    seen: dict[int, set[bytes]] = {}
-    for batch in islice(training_batches(stream(index), PATCH, 1, 0.5), 4 * len(index)):
-        seen.setdefault(int(batch.objects[0]), set()).add(batch.hidden.numpy().tobytes())
-    assert sum(len(patterns) > 1 for patterns in seen.values()) > len(seen) / 2
-
-
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
-def test_in_order_each_object_once_with_its_own_pixels(index: DataIndex, data: st.DataObject) -> None:
-    numbers = np.array(sorted(data.draw(st.sets(st.integers(0, len(index) - 1)))), np.int64)
-    found = list(in_order(index, numbers, block=data.draw(st.integers(1, 40))))
-    assert [n for n, _ in found] == numbers.tolist()
-    for number, pixels in found:
-        wanted = pixels_of(spectrum(number, pixels=9 + 37 * number % 180))
-        assert pixels.arms[0][1].tobytes() == wanted.arms[0][1].tobytes()
+def test_each_object_comes_once_over_two_kills(pool: DataIndex, data: st.DataObject) -> None:
+    """Ranks that are at unlike places, with batches ready that were never used, go on twice as other numbers of ranks."""
+    case = data.draw(cases(pool))
+    budget = data.draw(st.integers(20, 150))
+    delivered: Counter[int] = Counter()
+    state = None
+    for _ in range(2):
+        size, states = data.draw(world_sizes(case)), []
+        for rank in range(size):
+            with case.rank(rank, size, state) as stream:
+                states.append(stream.state())
+                for batch in islice(training_batches(stream, budget, 0.5, 4, CPU), data.draw(st.integers(0, 3))):
+                    delivered.update(batch.objects.tolist())
+                    states[-1] = batch.state
+        state = through_json(states)
+    epochs, size = epochs_begun(state), data.draw(world_sizes(case))
+    for rank in range(size):
+        with case.rank(rank, size, state) as stream:
+            delivered.update(number for _, number in packs_until(stream, epochs, budget))
+    assert delivered == {n: epochs for n in np.flatnonzero(case.selected).tolist()}
 
 
-@pytest.mark.parametrize("budget", [1, 30, 100, 10_000])
-def test_ordered_batches_deliver_each_object_once(index: DataIndex, budget: int) -> None:
-    numbers = np.arange(1, len(index), 3)
-    batches = list(ordered_batches(index, numbers, PATCH, budget))
+def test_what_the_prefetch_has_read_is_not_in_the_state(case: Case) -> None:
+    with case.rank() as stream:
+        batches = training_batches(stream, 60, 0.5, 8, CPU)
+        first = next(batches)
+        time.sleep(0.2)
+        assert sum(done for _, _, done in first.state["positions"].values()) == len(first)
+        assert stream.state() != first.state  # it is ahead
+        batches.close()
+
+
+@given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=8), share=st.floats(0.01, 0.99), seed=st.integers(0, 2**32))
+def test_the_share_hidden_is_as_asked(lengths: list[int], share: float, seed: int) -> None:
+    numbers, epochs = np.arange(len(lengths)) + 7, np.arange(len(lengths)) % 3
+    counts = np.array(lengths)
+    hidden = hide(counts, share, seed, epochs, numbers)
+    assert (hidden == hide(counts, share, seed, epochs, numbers)).all()
+    parts = np.split(hidden, np.cumsum(counts)[:-1])
+    for i, (part, count) in enumerate(zip(parts, lengths, strict=True)):
+        assert len(part) == count and part.sum() == max(0, min(max(round(share * count), 1), count - 1))
+        alone = hide(counts[i : i + 1], share, seed, epochs[i : i + 1], numbers[i : i + 1])
+        assert (part == alone).all()  # whatever is with it
+
+
+def test_what_is_hidden_is_random_and_changes_with_seed_epoch_and_object() -> None:
+    one = np.array([60])
+    keys = [(seed, epoch, number) for seed in (1, 2) for epoch in range(40) for number in range(20)]
+    patterns = np.array([hide(one, 0.3, seed, np.array([epoch]), np.array([number])) for seed, epoch, number in keys])
+    assert len({p.tobytes() for p in patterns}) == len(keys)
+    assert np.abs(patterns.mean(0) - 0.3).max() < 5 * np.sqrt(0.21 / len(keys))  # no place is preferred
+    together = np.corrcoef(patterns.T)
+    assert np.abs(together[~np.eye(60, dtype=bool)]).max() < 0.15  # nor any pair
+
+
+def test_what_is_hidden_changes_from_epoch_to_epoch(case: Case) -> None:
+    seen: dict[int, set[bytes]] = {}
+    for batch in some(case, 4 * len(case.index), 1):
+        if batch.lengths[0] > 3:
+            seen.setdefault(int(batch.objects[0]), set()).add(batch.hidden.numpy().tobytes())
+    assert len(seen) > 30 and sum(len(patterns) > 1 for patterns in seen.values()) > 0.9 * len(seen)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_in_order_each_object_once_with_its_own_samples(pool: DataIndex, data: st.DataObject) -> None:
+    wanted = np.array(sorted(data.draw(st.sets(st.integers(0, len(pool) - 1), max_size=60))), np.int64)
+    numbers = []
+    for some_numbers, objects in in_order(pool, wanted, data.draw(st.integers(1, 40))):
+        assert len(objects) == len(some_numbers)
+        for i, number in enumerate(some_numbers.tolist()):
+            values = [m.flux for m in thing(number).arms] + [m.value for m in thing(number).curves]
+            a, b = objects.pixels[objects.segments[i : i + 2]]
+            assert objects.value[a:b].tobytes() == b"".join(v.tobytes() for v in values)
+            numbers.append(number)
+    assert numbers == wanted.tolist()
+
+
+@pytest.mark.parametrize("budget", [1, 60, 200, 100_000])
+def test_ordered_batches_deliver_each_object_once(pool: DataIndex, budget: int) -> None:
+    numbers = np.arange(1, len(pool), 3)
+    batches = list(ordered_batches(pool, numbers, PATCH, budget))
     assert sorted(np.concatenate([b.objects for b in batches]).tolist()) == numbers.tolist()
     assert all(len(b) == 1 or sum(b.lengths) + len(b) <= budget for b in batches)
-    assert not any(b.hidden.any() for b in batches) and (len(batches) == 1) == (budget == 10_000)
-    assert list(ordered_batches(index, numbers[:0], PATCH, budget)) == []
+    assert not any(b.hidden.any() for b in batches)
+    for batch in batches[:20]:
+        for number, tokens in apart(batch).items():
+            assert tokens.values.tobytes() == batch_of([thing(number)], PATCH).values.numpy().tobytes()
+    assert list(ordered_batches(pool, numbers[:0], PATCH, budget)) == []
 
 
-def test_collate_puts_equal_lengths_together() -> None:
-    tokens = [tokenize(pixels_of(spectrum(i, pixels=n)), PATCH) for i, n in enumerate((80, 8, 40, 8))]
-    batch = collate([10, 11, 12, 13], tokens)
-    assert batch.lengths == (1, 1, 5, 10) and batch.objects.tolist() == [11, 13, 12, 10]
-    assert batch.to(torch.device("cpu")) is batch
+def test_batches_taken_apart_and_collated_are_the_same() -> None:
+    ones = [spectrum(i, ("log10", "table"), pixels=n) for i, n in enumerate((80, 8, 40, 8))]
+    batch = tokenize(packed(ones), PATCH)
+    tokens = apart(batch)
+    assert batch.lengths == (2, 2, 10, 20) and batch.objects.tolist() == [1, 3, 2, 0]
+    assert content(collate(range(4), [tokens[i] for i in range(4)])) == content(batch)
+    assert content(batch.to(CPU)) == content(batch)
+
+
+def test_packs_and_batches_hold_the_same_objects(case: Case) -> None:
+    with case.rank() as stream:
+        wanted = [(sorted(p.numbers.tolist()), p.state) for p in islice(packs(stream, 100), 20)]
+    assert [(sorted(b.objects.tolist()), b.state) for b in some(case, 20, 100)] == wanted
 
 
 def alive() -> list[threading.Thread]:
@@ -181,11 +233,3 @@ def test_prefetch_passes_errors_on(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         next(ahead)
     assert caught.value is error and gone()
-
-
-def test_a_vanished_shard_is_an_error_where_the_batches_are_used(tmp_path: Path) -> None:
-    index = open_index([shard(tmp_path / "sdss-00000.h5", [spectrum(i, pixels=30) for i in range(20)])])
-    (tmp_path / "sdss-00000.h5").unlink()
-    with pytest.raises(Exception, match="can't read shard .*sdss-00000.h5"):
-        next(prefetch(training_batches(stream(index), PATCH, 50, 0.5), 2))
-    assert gone()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,10 @@ from hypothesis import strategies as st
 
 from hpcspec.errors import UserError
 from hpcspec.shards.objects import healpix29
-from hpcspec.stream.batches import in_order
 from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.stream.stream import Stream
-from hpcspec.stream.tokens import tokenize
-from tests.making import GRIDS, dataset, shard, spectrum
+from hpcspec.surveys.observation import Observation
+from tests.making import GRIDS, batch, dataset, shard, spectrum
+from tests.stream.cases import Case, light_curve, thing, until
 
 OBJECTS = 400
 
@@ -29,54 +29,72 @@ def sky(tmp_path_factory: pytest.TempPathFactory) -> DataIndex:
 
 @given(seed=st.integers(0, 2**31), share=st.floats(0.05, 0.95))
 def test_an_object_and_its_repeats_are_on_one_side(sky: DataIndex, seed: int, share: float) -> None:
-    held = sky.sky_fraction(seed) < share
-    np.testing.assert_array_equal(held[: OBJECTS // 2], held[OBJECTS // 2 :])
+    held, trained = sky.sky_fraction(seed) < share, sky.lowest_fraction(seed) >= share
+    for side in (held, trained):
+        np.testing.assert_array_equal(side[: OBJECTS // 2], side[OBJECTS // 2 :])
+    assert not (held & trained).any()
 
 
 def test_other_data_move_no_object_to_the_other_side(sky: DataIndex) -> None:
     for some in (sky.shards[:1], sky.shards[1:], sky.shards[::-1]):
         np.testing.assert_array_equal(DataIndex(some).sky_fraction(4)[: OBJECTS // 2], sky.sky_fraction(4)[: OBJECTS // 2])
+        np.testing.assert_array_equal(DataIndex(some).lowest_fraction(4)[: OBJECTS // 2], sky.lowest_fraction(4)[: OBJECTS // 2])
 
 
-def test_the_share_of_the_sky_is_uniform_and_depends_on_the_seed(sky: DataIndex) -> None:
-    fractions = np.concatenate([sky.sky_fraction(seed)[: OBJECTS // 2] for seed in range(50)])
-    counts = np.histogram(fractions, bins=10, range=(0, 1))[0]
-    assert counts.sum() == fractions.size and np.all(np.abs(counts - 1000) < 160)  # five standard deviations
-    assert not np.allclose(sky.sky_fraction(0), sky.sky_fraction(1))
-
-
-def test_neighbours_within_an_arcsecond_are_on_one_side(sky: DataIndex, tmp_path: Path) -> None:
+def test_neighbours_within_an_arcsecond_are_on_one_side(tmp_path: Path) -> None:
     ra, dec = 150.01, 2.21  # not at the border of a pixel
     near = [spectrum(i, pixels=8, ra=ra + i / 3600, dec=dec) for i in (0, 1)]
     index = open_index([shard(tmp_path / "sdss-00000.h5", near)])
-    assert len(set(index.joined("healpix").tolist())) == 2
+    assert len(set(index.column("healpix").tolist())) == 2
     assert len(set(index.sky_fraction(7).tolist())) == 1
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
-def test_held_out_objects_are_never_delivered(sky: DataIndex, share: float) -> None:
-    fraction = sky.sky_fraction(3)
-    stream = Stream(sky, fraction >= share, seed=3, lanes=3, block=16, shuffle_blocks=2)
-    delivered = [number for _, (_, number, _) in zip(range(2 * OBJECTS), stream, strict=False)]
-    assert (fraction[delivered] >= share).all() and len(set(delivered)) == (fraction >= share).sum()
+PLACELESS: list[dict[str, Any]] = [{"ra": np.nan, "dec": np.nan}, {"meta": {"position": "plate"}}]
+
+
+@pytest.mark.parametrize("changed", PLACELESS)
+def test_objects_without_a_position_of_their_own_are_split_by_identifier(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """…in the index and in the stream, beside others that have one."""
+
+    def some(survey: str, first: int) -> list[Observation]:
+        rng = np.random.default_rng(first)
+        return [spectrum(i, pixels=8, survey=survey, **({"ra": rng.uniform(0, 360), "dec": 0.0} | changed if i % 3 else {}))
+                for i in range(30)]  # fmt: skip
+
+    index = open_index([shard(tmp_path / f"{s}.h5", some(s, k), survey=s) for k, s in enumerate(("sdss", "desi"))])
+    fraction = index.sky_fraction(5)
+    assert (fraction[:30] == fraction[30:]).all() and len(set(fraction)) == 30
+    with Case(index, {"seed": 5, "lanes": 2, "block": 4, "shuffle_blocks": 2}, {"share": 0.4}).rank() as stream:
+        delivered = [n for _, n in until(stream, 1)]
+    assert sorted(delivered) == np.flatnonzero(index.lowest_fraction(5) >= 0.4).tolist() and 15 < len(delivered) < 50
 
 
 def test_the_index_numbers_objects_through_all_shards(sky: DataIndex) -> None:
     assert len(sky) == OBJECTS and sky.offsets.tolist() == [0, OBJECTS // 2, OBJECTS]
-    assert sky.joined("ids")[[0, OBJECTS // 2 - 1, OBJECTS // 2]].tolist() == ["object-0000", "object-0199", "again-0"]
+    assert sky.column("id")[[0, OBJECTS // 2 - 1, OBJECTS // 2]].tolist() == ["object-0000", "object-0199", "again-0"]
     assert sky.survey.tolist() == ["sdss"] * (OBJECTS // 2) + ["desi"] * (OBJECTS // 2)
-    np.testing.assert_array_equal(sky.joined("healpix"), healpix29(sky.joined("ra"), sky.joined("dec")))
+    np.testing.assert_array_equal(sky.column("healpix"), healpix29(sky.column("ra"), sky.column("dec")))
 
 
 @pytest.mark.parametrize("patch", [1, 7, 8, 32])
 def test_no_object_has_more_tokens_than_the_index_says(tmp_path: Path, patch: int) -> None:
-    spectra = [spectrum(i, list(GRIDS)[: i % 4], pixels=5 + 9 * i) for i in range(1, 16) if i % 4]
-    index = open_index([shard(tmp_path / "sdss-00000.h5", spectra)])
-    limits = index.tokens(patch)
-    counts = {number: len(tokenize(pixels, patch).values) + 1 for number, pixels in in_order(index, np.arange(len(index)))}
-    assert all(counts[n] <= limits[n] for n in counts)
-    assert patch == 1 or any(counts[n] == limits[n] for n in counts)  # it isn't just large; patches of one pixel lose the bad
-    assert limits.tolist() == [sum(-(-len(a.flux) // patch) for a in s.arms) + 1 for s in spectra]
+    ones = [spectrum(i, list(GRIDS)[: i % 4], pixels=5 + 9 * i) for i in range(1, 16) if i % 4] + [light_curve(3, 50), thing(9)]
+    limits = open_index([shard(tmp_path / "sdss-00000.h5", ones)]).tokens(patch)
+    lengths = [[len(a.flux) for a in one.arms] + [len(c.time) for c in one.curves] for one in ones]
+    assert limits.tolist() == [sum(-(-n // patch) for n in some) + 1 for some in lengths]
+    made = batch(ones, patch)
+    counts = np.array(made.lengths)[np.argsort(made.objects)] + 1
+    assert (counts <= limits).all()
+    assert patch == 1 or (counts == limits).any()  # it isn't just large; patches of one pixel lose the bad
+
+
+@pytest.mark.parametrize("changed", [{"pixels": 13}, {"grids": ("linear",)}, {"ra": 10.0}, {"object_id": "new"}, {"number": 9}])
+def test_the_fingerprint_changes_with_the_data(tmp_path: Path, changed: dict[str, Any]) -> None:
+    def fingerprint(folder: str, number: int = 0, **changed: Any) -> str:
+        one = spectrum(number, **{"pixels": 12, **changed})
+        return open_index([shard(tmp_path / folder / "sdss-00000.h5", [one])]).fingerprint
+
+    assert fingerprint("a") == fingerprint("b") != fingerprint("c", **changed)
 
 
 def test_an_index_without_shards_or_with_a_foreign_file_is_a_user_error(tmp_path: Path) -> None:
@@ -86,3 +104,12 @@ def test_an_index_without_shards_or_with_a_foreign_file_is_a_user_error(tmp_path
     (tmp_path / "x.h5").write_text("no shard")
     with pytest.raises(UserError, match="can't read shard .*x.h5"):
         open_index([Path(index.shards[0].path), tmp_path / "x.h5"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_shard_that_was_changed_is_refused_and_its_file_closed_once(tmp_path: Path) -> None:
+    index = dataset(tmp_path, [2])
+    path = Path(index.shards[0].path)
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(UserError, match=r"sdss-00000.h5 has \d+ bytes, it had \d+: it was changed; start again"):
+        index.column("ra")

@@ -1,0 +1,41 @@
+"""The figures that are shown, and what each means."""
+
+from __future__ import annotations
+
+# In their order: key, how it is shown, what it is.
+FIGURES = (
+    ("cold_ratio", "{:.2f}", "stream into packs ÷ plain sequential read, page cache dropped (bytes/s)"),
+    ("cold_mb_s", "{:.0f} MB/s", "the former"),
+    ("cold_plain_mb_s", "{:.0f} MB/s", "the latter"),
+    ("first_batch_s", "{:.3f} s", "from opening the index to the first pack, cold"),
+    ("warm_ratio", "{:.2f}", "the same as the first, all in the page cache"),
+    ("warm_mb_s", "{:.0f} MB/s", "stream, warm"),
+    ("warm_plain_mb_s", "{:.0f} MB/s", "plain read, warm"),
+    ("spectra_per_s", "{:.0f}", "spectra/s, warm, one rank"),
+    ("warm_total_1", "{:.0f} MB/s", "one rank"),
+    ("warm_total_2", "{:.0f} MB/s", "two ranks together"),
+    ("warm_total_4", "{:.0f} MB/s", "four ranks together"),
+    ("packing_useful", "{:.4f}", "tokens ÷ budget, mean over packs; a pack a micro-step, so equally many on all ranks"),
+    ("packing_filled", "{:.4f}", "samples ÷ samples these tokens have room for"),
+    ("rss_mib", "{:.0f} MiB", "peak resident memory of a rank, torch included"),
+    ("rss_many_mib", "{:.0f} MiB", "the same with ten times as many shards of the same objects"),
+    ("rss_imports_mib", "{:.0f} MiB", "of it after the imports"),
+    ("plan_100m_s", "{:.3f} s", "planning of an epoch of 10⁸ objects in 10,000 shards, to the first read"),
+    ("plan_100m_mib", "{:.0f} MiB", "what that and its index take beside the imports, at the peak"),
+    ("plan_100m_index_mib", "{:.0f} MiB", "of it the index"),
+    ("plan_100m_total_mib", "{:.0f} MiB", "peak of the whole process"),
+    ("subset_spectra_per_s", "{:.0f}", "spectra/s, warm, of the peers' subset"),
+    ("vs_hf_datasets", "{:.1f}×", "… ÷ Hugging Face datasets: flux, ivar, wavelength, mask"),
+    ("vs_hf_datasets_two", "{:.1f}×", "… ÷ Hugging Face datasets: flux and ivar"),
+    ("vs_h5py_random", "{:.1f}×", "… ÷ each object by h5py in random order"),
+    ("vs_mosaic", "{:.1f}×", "… ÷ MosaicML streaming"),
+    ("vs_mosaic_workers", "{:.1f}×", "… ÷ MosaicML streaming with the workers of a DataLoader"),
+    ("vs_dataloader", "{:.1f}×", "… ÷ torch's DataLoader with workers over memory-mapped arrays"),
+    ("disk_ratio_fits", "{:.3f}", "bytes of shards ÷ the survey's (simulated) FITS files"),
+    ("disk_ratio_fits_blosc", "{:.3f}", "… shards compressed with blosc"),
+    ("disk_ratio_fits_zstd", "{:.3f}", "… with zstd"),
+    ("disk_ratio_mmu", "{:.3f}", "bytes of shards ÷ Multimodal Universe HDF5, its five data sets of spectra"),
+    ("disk_ratio_mmu_blosc", "{:.3f}", "… shards compressed with blosc"),
+    ("disk_ratio_mmu_zstd", "{:.3f}", "… with zstd"),
+    ("disk_ratio_mmu_whole", "{:.3f}", "bytes of shards ÷ Multimodal Universe HDF5 with the survey's other data sets too"),
+)

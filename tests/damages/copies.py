@@ -1,0 +1,307 @@
+"""Copies of survey files in every layout that a reader knows, each with identifiers of its own, to be damaged beside sound ones."""
+
+from __future__ import annotations
+
+import bz2
+import functools
+import gzip
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from astropy import units as u
+from astropy.io import fits
+from astropy.table import Table
+
+from tests.surveys import curve_layouts, gaia_layouts, layouts, mmu_layouts
+
+Write = Callable[[Path, int], Path]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One layout: its survey; `write(folder, k)` puts copy k there and returns the file that may be damaged; what the file is
+    ("fits", "text", "hdf5", "parquet", "votable", "packed", "tar"); whether it has checksums; whether a line of it belongs to
+    one object alone; whether every epoch is asked for."""
+
+    survey: str
+    write: Write
+    form: str
+    checked: bool = False
+    by_line: bool = False
+    epochs: bool = False
+
+
+@functools.cache
+def _made(write: Callable[[Path], None]) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def relabelled(write: Callable[[Path], None], name: str, *labels: tuple[str, str]) -> Write:
+    """The one file of a layout under the name `name` with {k}, and each label replaced by one of the same length with {k}."""
+
+    def copy(folder: Path, k: int) -> Path:
+        (content,) = _made(write).values()
+        for old, new in labels:
+            assert old.encode() in content and len(old) == len(new.format(k=k)), (old, new)
+            content = content.replace(old.encode(), new.format(k=k).encode())
+        path = folder / name.format(k=k)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    return copy
+
+
+def packed(write: Write, suffix: str = ".gz") -> Write:
+    pack = {".gz": lambda data: gzip.compress(data, mtime=0), ".bz2": bz2.compress}[suffix]
+
+    def copy(folder: Path, k: int) -> Path:
+        path = write(folder, k)
+        target = path.with_name(path.name + suffix)
+        target.write_bytes(pack(path.read_bytes()))
+        path.unlink()
+        return target
+
+    return copy
+
+
+def galah(write: Callable[[Path], None]) -> Write:
+    """Four files an object, of which one in turn is to be damaged."""
+
+    def copy(folder: Path, k: int) -> Path:
+        paths = []
+        for ccd, content in zip("1234", _made(write).values(), strict=True):
+            paths.append(folder / f"1610130054013{k:02d}{ccd}.fits")
+            paths[-1].write_bytes(content)
+        return paths[k % 4]
+
+    return copy
+
+
+def desi(kind: str, companion: bool = False) -> Write:
+    """Three objects, and for a coadd its redshifts, which are to be damaged if `companion`."""
+
+    def copy(folder: Path, k: int) -> Path:
+        ids = [1000 * k + 1, 1000 * k + 2, 1000 * k + 3]
+        path = folder / f"{kind}-0-{k}-thru2.fits"
+        with tempfile.TemporaryDirectory() as made:
+            if kind == "coadd":
+                layouts.desi(Path(made), kind, ids, OBJTYPE=np.array(["TGT", "TGT", "SKY"]))
+            else:
+                more = {"EXPID": np.array([101, 101, 102, 101], "i4"), "NIGHT": np.full(4, 20210419, "i4"),
+                        "MJD": np.array([59000.25, 59000.25, 59001.5, 59000.25])}  # fmt: skip
+                layouts.desi(Path(made), kind, [ids[0], ids[1], ids[0], ids[2]], **more)
+            next(Path(made).iterdir()).rename(path)
+        if kind != "coadd":
+            return path
+        redshifts = {"TARGETID": np.array(ids[:2], "i8"), "Z": np.array([0.5, 1.5]), "ZERR": np.array([1e-4, 2e-4]),
+                     "ZWARN": np.array([0, 4], "i8"), "SPECTYPE": np.array(["STAR", "QSO"])}  # fmt: skip
+        beside = folder / f"redrock-0-{k}-thru2.fits"
+        fits.HDUList([fits.PrimaryHDU(), layouts.table(redshifts, "REDSHIFTS")]).writeto(beside, checksum=True)
+        return beside if companion else path
+
+    return copy
+
+
+def gaia(write: Callable[..., Path], name: str) -> Write:
+    """Three sources a file; the correlations, most of it, are left out of all but the first two."""
+
+    def copy(folder: Path, k: int) -> Path:
+        rows = [{**row, "source_id": row["source_id"] + 4096 * (k + 1)} for row in gaia_layouts.sources()]
+        if k > 1:
+            rows = [{n: c for n, c in row.items() if "correlations" not in n} for row in rows]
+        return write(rows, folder / name.format(k=k))
+
+    return copy
+
+
+def gaia_sampled(folder: Path, k: int) -> Path:
+    rows = [gaia_layouts.sampled(gaia_layouts.BOTH + 4096 * k + i) for i in range(2)]
+    return gaia_layouts.to_csv(rows, folder / f"XP_SAMPLED_{k}.csv")
+
+
+def curves(write: Callable[[Path], None], name: str, *labels: tuple[str, str]) -> Write:
+    return relabelled(write, name, *labels)
+
+
+def variables(folder: Path) -> None:
+    """A file of the variables' catalogue without the catalogue."""
+    with tempfile.TemporaryDirectory() as made:
+        curve_layouts.variables(Path(made))
+        (Path(made) / f"{curve_layouts.STARS[0]}.dat").rename(folder / "x.dat")
+
+
+def asas(folder: Path) -> None:
+    curve_layouts.lines(folder / "x.dat", curve_layouts.asas_rows())
+
+
+def asas_archive(folder: Path, k: int) -> Path:
+    path = folder / f"set-{k}.tar.gz"
+    curve_layouts.archive(path, {f"set/{100 * k + i}.dat": curve_layouts.asas_rows() for i in range(3)})
+    return path
+
+
+def asas_tar(folder: Path, k: int) -> Path:
+    path = asas_archive(folder, k)
+    target = path.with_suffix("")
+    target.write_bytes(gzip.decompress(path.read_bytes()))
+    path.unlink()
+    return target
+
+
+def eros(folder: Path, k: int) -> Path:
+    path = folder / f"lists-{k}.csv"
+    curve_layouts.lines(path, [curve_layouts.EROS, *(curve_layouts.eros_row(f"{k}_{i}") for i in range(3))])
+    return path
+
+
+def many(suffix: str) -> Write:
+    """A table of two light curves, whatever the format."""
+
+    def copy(folder: Path, k: int) -> Path:
+        columns = curve_layouts.columns()
+        columns["oid"] = [10**15 * (k + 1) + o % 10 for o in columns["oid"]]
+        path = folder / f"many-{k}.{suffix}"
+        table = Table(columns)
+        table["magnitude"].unit = "mag"
+        if suffix == "parquet":
+            pq.write_table(pa.table(columns), path, row_group_size=7)
+        else:
+            table.write(path, format={"csv": "ascii.csv", "ecsv": "ascii.ecsv", "vot": "votable"}.get(suffix, suffix))
+        return path
+
+    return copy
+
+
+def generic_table(suffix: str) -> Write:
+    def copy(folder: Path, k: int) -> Path:
+        path = folder / f"star-{k}.{suffix}"
+        wavelength = np.linspace(500, 600, 60) * u.nm
+        Table({"wavelength": wavelength, "flux": layouts.flux(60) * u.mJy, "uncertainty": np.full(60, 0.5) * u.mJy}).write(path)
+        return path
+
+    return copy
+
+
+def generic_plain(folder: Path, k: int) -> Path:
+    hdu = fits.PrimaryHDU(1e-16 * (20 + np.random.default_rng(3).normal(0, 0.5, 60)))
+    hdu.header.update(CRVAL1=5000.0, CDELT1=2.0, CRPIX1=1.0, CTYPE1="WAVE", CUNIT1="Angstrom", OBJECT=f"HD {k}", RA=10.0 + k,
+                      DEC=-5.0, BUNIT="erg / (s cm2 Angstrom)")  # fmt: skip
+    path = folder / f"plain-{k}.fits"
+    hdu.writeto(path)
+    return path
+
+
+def multimodal(survey: str) -> dict[str, np.ndarray]:
+    table = mmu_layouts.TABLES[survey]()
+    if survey == "desi":  # 7781 pixels where 200 do
+        table = {n: v[:, :200] if n.startswith("spectrum") and v.ndim == 2 else v for n, v in table.items()}
+    return table
+
+
+def own_ids(table: dict[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
+    """The table with identifiers that no other copy has."""
+    out = dict(table)
+    for name in ("object_id", "SPECOBJID", "TARGETID", "apogee_id", "source_id"):
+        if name in out:
+            ids = out[name]
+            numbered = [v.replace(b"5", b"%d" % (k % 10)).replace(b"3", b"%d" % (k // 10)) if isinstance(v, bytes) else v + 100 * k
+                        for v in ids.tolist()]  # fmt: skip
+            out[name] = np.array(numbered, ids.dtype)
+    return out
+
+
+def hdf5(survey: str, **options: object) -> Write:
+    def copy(folder: Path, k: int) -> Path:
+        return mmu_layouts.write_hdf5(folder, own_ids(multimodal(survey), k), f"set{k:02d}", **options)
+
+    return copy
+
+
+def hats(survey: str, style: str = "struct", **options: object) -> Write:
+    def copy(folder: Path, k: int) -> Path:
+        table = mmu_layouts.arrow(own_ids(multimodal(survey), k), style)
+        return mmu_layouts.write_hats(folder / f"set{k:02d}", table, **options)
+
+    return copy
+
+
+def parquet(survey: str) -> Write:
+    def copy(folder: Path, k: int) -> Path:
+        path = folder / f"part-{k:02d}.parquet"
+        pq.write_table(mmu_layouts.arrow(own_ids(multimodal(survey), k), "flat"), path)
+        return path
+
+    return copy
+
+
+L, C, G = layouts, curve_layouts, gaia_layouts
+SDSS = relabelled(L.sdss_lite, "spec-3655-55240-{k:04d}.fits", ("4115164797179547648", "41151647971795476{k:02d}"))
+FULL = relabelled(L.sdss_full, "spec-3655-55240-{k:04d}.fits", ("4115164797179547648", "41151647971795476{k:02d}"))
+STAR = ("2M00452143+1634446", "2M00452143+16344{k:02d}")
+FIBER = ("FIBERID =                    2", "FIBERID = {k:20d}")
+IMAGE = relabelled(L.lamost_image, "spec-{k}.fits", ("740103002", "7401030{k:02d}"))
+PATROL = curves(C.patrol_1, "light_curve_{k:04d}.csv")
+KINDS: dict[str, Kind] = {
+    "sdss_lite": Kind("sdss", SDSS, "fits"),
+    "sdss_full": Kind("sdss", FULL, "fits", epochs=True),
+    "sdss_bare": Kind("sdss", relabelled(L.sdss_bare, "x{k}.fits", ("FIBERID =                   13", "FIBERID = {k:20d}")), "fits"),
+    "sdss_lite.gz": Kind("sdss", packed(SDSS), "packed", checked=True),
+    "desi_coadd": Kind("desi", desi("coadd"), "fits"),
+    "desi_spectra": Kind("desi", desi("spectra"), "fits"),
+    "desi_exposures": Kind("desi", desi("spectra"), "fits", epochs=True),
+    "desi_coadd.gz": Kind("desi", packed(desi("coadd")), "packed", checked=True),
+    "apStar": Kind("apogee", relabelled(L.apstar, "apStar-{k}.fits", STAR), "fits", epochs=True),
+    "aspcapStar": Kind("apogee", relabelled(L.aspcapstar, "aspcapStar-{k}.fits", STAR), "fits"),
+    "apVisit": Kind("apogee", relabelled(L.apvisit, "apVisit-r13-5095-55844-{k:03d}.fits", STAR), "fits"),
+    "galah_dr3": Kind("galah", galah(L.galah_dr3), "fits"),
+    "galah_six": Kind("galah", galah(L.galah_six), "fits"),
+    "lamost_image": Kind("lamost", IMAGE, "fits"),
+    "lamost_dr1": Kind("lamost", relabelled(L.lamost_dr1, "spec-{k}.fits", FIBER), "fits"),
+    "lamost_table": Kind("lamost", relabelled(L.lamost_table, "spec-{k}.fits", ("740103002", "7401030{k:02d}")), "fits"),
+    "lamost_image.gz": Kind("lamost", packed(IMAGE), "packed", checked=True),
+    "lamost_image.bz2": Kind("lamost", packed(IMAGE, ".bz2"), "packed", checked=True),
+    "gaia_csv": Kind("gaia", gaia(G.to_csv, "XP_CONTINUOUS_RAW-{k}.csv"), "text", by_line=True),
+    "gaia_bulk": Kind("gaia", gaia(G.to_bulk, "XpContinuousMeanSpectrum_{k}.csv.gz"), "packed", checked=True),
+    "gaia_ecsv": Kind("gaia", gaia(G.to_spaced_ecsv, "XP_CONTINUOUS_RAW-{k}.ecsv"), "text", by_line=True),
+    "gaia_fits": Kind("gaia", gaia(G.to_fits, "XP-{k}.fits"), "fits"),
+    "gaia_columns": Kind("gaia", gaia(G.to_columns, "XP-{k}.fits"), "fits"),
+    "gaia_votable": Kind("gaia", gaia(G.to_votable, "XP-{k}.xml"), "votable"),
+    "gaia_parquet": Kind("gaia", gaia(G.to_parquet, "xp-{k}.parquet"), "parquet"),
+    "gaia_sampled": Kind("gaia", gaia_sampled, "text", by_line=True),
+    "patrol_1": Kind("asassn", PATROL, "text"),
+    "patrol_1.gz": Kind("asassn", packed(PATROL), "packed", checked=True),
+    "patrol_2": Kind("asassn", curves(C.patrol_2, "{k:04d}-light-curves.csv", ("223339338105", "2233393381{k:02d}")), "text"),
+    "pyasassn": Kind("asassn", curves(C.pyasassn, "star{k}.csv", ("12702", "120{k:02d}")), "text"),
+    "variables": Kind("asassn", curves(variables, "ASASSN-VJ1816{k:02d}.06-202117.6.dat"), "text"),
+    "asas": Kind("asas", curves(asas, "{k:06d}.dat"), "text"),
+    "asas_archive": Kind("asas", asas_archive, "tar", checked=True),
+    "asas_tar": Kind("asas", asas_tar, "tar"),
+    "eros": Kind("eros", eros, "text", by_line=True),
+    "many_csv": Kind("light_curves", many("csv"), "text", by_line=True),
+    "many_ecsv": Kind("light_curves", many("ecsv"), "text", by_line=True),
+    "many_fits": Kind("light_curves", many("fits"), "fits"),
+    "many_votable": Kind("light_curves", many("vot"), "votable"),
+    "many_parquet": Kind("light_curves", many("parquet"), "parquet"),
+    "one": Kind("light_curves", curves(C.generic_one, "GJ {k}.txt"), "text"),
+} | {
+    **{f"hdf5_{s}": Kind(s, hdf5(s), "hdf5") for s in mmu_layouts.TABLES},
+    "hdf5_chunked": Kind("sdss", hdf5("sdss", chunks=True, compression="gzip", fletcher32=True), "hdf5"),
+    **{f"hats_{s}": Kind(s, hats(s), "parquet") for s in mmu_layouts.TABLES},
+    "hats_checked": Kind("sdss", hats("sdss", "structs", write_page_checksum=True, row_group_size=2), "parquet"),
+    "parquet": Kind("desi", parquet("desi"), "parquet"),
+}  # fmt: skip
+if importlib.util.find_spec("specutils"):
+    KINDS |= {
+        "generic_fits": Kind("generic", generic_plain, "fits"),
+        "generic_table": Kind("generic", generic_table("fits"), "fits"),
+        "generic_ecsv": Kind("generic", generic_table("ecsv"), "text"),
+    }

@@ -14,9 +14,10 @@ from astropy_healpix import HEALPix
 from survey_mix import SHARES
 
 from hpcspec.atomic import read_json, write_json
-from hpcspec.shards.format import FILTERS, Shard, shard_paths, write_shard
+from hpcspec.shards.format import FILTERS, shard_paths, write_shard
 from hpcspec.shards.ingest import ingest
 from hpcspec.shards.objects import Objects
+from hpcspec.shards.shard import Shard
 from hpcspec.simulate import simulate
 from hpcspec.surveys import discover
 

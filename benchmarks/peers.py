@@ -73,7 +73,8 @@ def read_h5py(folder: Path, data: Path) -> Epoch:
     import h5py
 
     def each() -> Iterator[dict[str, np.ndarray]]:
-        places, sets = [], []
+        places: list[tuple[int, int, int]] = []
+        sets: list[tuple[Any, Any]] = []
         for path in sorted(folder.glob("*.h5")):
             file = h5py.File(path, "r", locking=False)
             ends = file["segment/pixels"][()][file["object/segments"][()]].tolist()

@@ -80,7 +80,8 @@ def plan(folder: str) -> Measure:
     The shards are those of `folder` many times over under other names.
     """
     from hpcspec.config import Model, Training
-    from hpcspec.shards.format import describe, shard_paths
+    from hpcspec.shards.format import shard_paths
+    from hpcspec.shards.shard import describe
     from hpcspec.stream.index import DataIndex
     from hpcspec.stream.stream import Stream
 
@@ -95,8 +96,12 @@ def plan(folder: str) -> Measure:
 
     def measure() -> dict[str, Any]:
         before = memory_mib("VmRSS")
-        index = DataIndex(tuple(replace(like[i % len(like)], path=f"/data/{i:05d}.h5", objects=PLAN_OBJECTS, crc32=i)
-                                for i in range(PLAN_SHARDS)))  # fmt: skip
+        shards = []
+        for i in range(PLAN_SHARDS):
+            info = like[i % len(like)]
+            places = tuple(place + 8 * i for place in info.offsets)
+            shards.append(replace(info, path=f"/data/{i:05d}.h5", objects=PLAN_OBJECTS, crc32=i, offsets=places))
+        index = DataIndex(tuple(shards))
         held = memory_mib("VmRSS")
         began = time.monotonic()
         of = Stream(index, 1, training.lanes, training.block, training.shuffle_blocks, patch=patch)

@@ -12,8 +12,9 @@ import numpy as np
 
 from hpcspec.atomic import read_json, write_json
 from hpcspec.errors import UserError
-from hpcspec.shards.format import SCHEMA_VERSION, Shard, describe, write_shard
+from hpcspec.shards.format import SCHEMA_VERSION, write_shard
 from hpcspec.shards.objects import canonical, collect, healpix29
+from hpcspec.shards.shard import Shard, describe
 from hpcspec.simulate.instruments import APOGEE_START, APOGEE_STEP, CHIPS, HERMES, HERMES_PIXELS
 from hpcspec.surveys.grids import Grid
 from hpcspec.surveys.observation import Arm, Observation

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcspec.shards.format import Shard, write_shard
+from hpcspec.shards.format import write_shard
 from hpcspec.shards.objects import Objects, collect
+from hpcspec.shards.shard import Shard
 from hpcspec.stream.index import DataIndex, open_index
 from hpcspec.stream.packing import Packed
 from hpcspec.stream.packing import packed as pack

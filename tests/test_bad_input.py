@@ -15,7 +15,9 @@ import yaml
 from astropy.io import fits
 from astropy.table import Table
 
+from hpcspec.atomic import write_json
 from hpcspec.shards import ingest as module
+from hpcspec.shards.format import INDEX
 from hpcspec.shards.ingest import REPEATED, ingest, quarantined_rows
 from hpcspec.simulate import simulate
 
@@ -108,29 +110,28 @@ def test_the_pipeline_counts_what_it_put_aside(tiny: Tiny) -> None:
     assert re.search(r"ingest-apogee .*quarantined 2", tiny.output) and re.search(r"merge-apogee .*quarantined 2", tiny.output)
 
 
-def test_the_same_object_in_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The books balance also after a kill between the quarantine file and the shard, and nothing is put aside twice."""
+def test_the_same_object_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The books balance also after a kill between the quarantine file and the index, and nothing is put aside twice."""
     simulate(tmp_path, {"apogee": 3}, 3)
-    source = tmp_path / "apogee"
+    source, shards = tmp_path / "apogee", tmp_path / "shards"
     first, *_ = files = sorted(source.glob("*.fits"))
     for i in range(4):
         shutil.copy(first, source / f"zz-{i}.fits")
     mib = 1.5 * first.stat().st_size / 2**20  # two files a shard
-    write_shard = module.write_shard
+    monkeypatch.setattr(module, "MIB", 2**20 / 2**10)  # one file a unit
 
-    def killed(path: Path, spectra: list, *rest: object) -> None:
-        if not spectra:
-            raise KeyboardInterrupt
-        write_shard(path, spectra, *rest)
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_shard", killed)
+    monkeypatch.setattr(module, "write_json", lambda path, content: killed() if path.name == INDEX else write_json(path, content))
     with pytest.raises(KeyboardInterrupt):
-        ingest("apogee", source, tmp_path / "shards", mib)
-    monkeypatch.undo()
+        ingest("apogee", source, shards, 2**10 * mib)
+    assert len(quarantined_rows(shards)) == 4 and not (shards / INDEX).exists()
+    monkeypatch.setattr(module, "write_json", write_json)
     for _ in range(2):
-        counts = ingest("apogee", source, tmp_path / "shards", mib)
+        counts = ingest("apogee", source, shards, 2**10 * mib)
         assert (counts.sources, counts.rows_in, counts.objects, counts.quarantined) == (7, 7, len(files), 4)
-        rows = quarantined_rows(tmp_path / "shards")
+        rows = quarantined_rows(shards)
         assert sorted(Path(row["path"]).name for row in rows) == [f"zz-{i}.fits" for i in range(4)]
         assert {row["reason"] for row in rows} == {REPEATED} and len({row["object_id"] for row in rows}) == 1
 
@@ -149,7 +150,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown key": (["plan", *CONFIG, "--set", "training.stesp=3"], "training.stesp: unknown key, did you mean 'steps'"),
     "unknown section": (["plan", *CONFIG, "--set", "trainin.steps=3"], "trainin: unknown key, did you mean 'training'"),
     "unknown survey": (["catalog", "--run", "RUN", "--survey", "lamots"], "lamots.*lamost"),
-    "unknown survey in config": (["plan", *CONFIG, "--set", "surveys.gaia={input: /tmp}"], "gaia.*known"),
+    "unknown survey in config": (["plan", *CONFIG, "--set", "surveys.lamots={input: /tmp}"], "lamots.*known.*lamost"),
     "missing labels": (["pipeline", "--config", "ONE", "--labels", "none.csv"], "label table none.csv does not exist"),
     "missing labels in config": (["plan", *CONFIG, "--set", "surveys.desi.labels.path=no.csv"], "label table no.csv.*--labels"),
     "output below a file": (["catalog", *DESI, "--output", "FILE/out"], "can't write to .*--output"),
@@ -229,7 +230,7 @@ def test_only_bad_files(bad: tuple[Path, dict[str, str]], tiny: Tiny, submit: Su
         outcome = submit(
             "catalog", "--run", run, "--survey", "apogee", "--input", "in", "--output", "out", "--executor", executor
         )
-        refused(outcome, "no usable apogee spectrum among 2 files: 2 objects quarantined, the first because: empty file")
+        refused(outcome, "no usable apogee object among 2 files: 2 objects quarantined, the first because: empty file")
 
 
 LABELS = {

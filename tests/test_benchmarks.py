@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcspec.shards.format import Shard, shard_paths
+from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import ingest
+from hpcspec.shards.shard import Shard
 from hpcspec.simulate import simulate
 from hpcspec.stream.index import open_index
 from hpcspec.surveys import discover, read

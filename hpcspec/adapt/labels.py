@@ -17,8 +17,8 @@ from astropy.table import Column, Table
 
 from hpcspec.config import Labels, Survey
 from hpcspec.errors import UserError
-from hpcspec.shards.format import Shard
 from hpcspec.shards.objects import texts
+from hpcspec.shards.shard import Shard
 from hpcspec.stream.index import DataIndex
 from hpcspec.surveys.base import FAULTS, reason_of
 

@@ -8,8 +8,9 @@ import h5py
 
 from hpcspec.atomic import read_json
 from hpcspec.errors import UserError
-from hpcspec.shards.format import INDEX, Shard, shard_paths
+from hpcspec.shards.format import INDEX, shard_paths
 from hpcspec.shards.ingest import quarantined_rows
+from hpcspec.shards.shard import Shard
 
 
 def examine(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from hpcspec.surveys import read_rows
 from hpcspec.surveys.base import Quarantined
 
 if TYPE_CHECKING:
-    from hpcspec.shards.format import Shard
+    from hpcspec.shards.shard import Shard
 
 
 def fill_in_place(shard: Shard, start: int, stop: int, places: Sequence[np.ndarray]) -> None:

@@ -31,8 +31,9 @@ import numpy as np
 from hpcspec.atomic import read_json, write_json, write_text
 from hpcspec.comm import agreed, on_root, rank_and_size
 from hpcspec.errors import UserError
-from hpcspec.shards.format import INDEX, SCHEMA_VERSION, Shard, describe, write_shard
+from hpcspec.shards.format import INDEX, SCHEMA_VERSION, write_shard
 from hpcspec.shards.objects import Objects, canonical, collect, columns_of, encoded, joined, text
+from hpcspec.shards.shard import Shard, describe
 from hpcspec.surveys import discover, read, read_rows
 from hpcspec.surveys.base import Quarantined, Source, reason_of
 from hpcspec.surveys.observation import Observation

@@ -13,8 +13,8 @@ import numpy as np
 
 from hpcspec.comm import on_root
 from hpcspec.errors import UserError
-from hpcspec.shards.format import Shard, ShardInfo, describe
 from hpcspec.shards.objects import texts
+from hpcspec.shards.shard import Shard, ShardInfo, describe
 from hpcspec.stream import split
 
 

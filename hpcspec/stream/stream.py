@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcspec.errors import UserError
-from hpcspec.shards.format import Shard
 from hpcspec.shards.objects import Objects
+from hpcspec.shards.shard import Shard
 from hpcspec.stream import split
 from hpcspec.stream.index import DataIndex, tokens_of
 from hpcspec.stream.order import Blocks, epoch_blocks, survey_weights, window_order

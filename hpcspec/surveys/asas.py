@@ -67,10 +67,29 @@ def read(source: Source) -> Iterator[Observation | Quarantined]:
         yield Quarantined(str(path), "" if ARCHIVES.search(path.name) else stem(path), reason_of(error))
 
 
+class _Member(tarfile.TarInfo):
+    """A member of an archive whose damaged header is an error; to tarfile it is the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # zeros: the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged archive: the objects from here on are lost: {error}") from error
+
+
 def _archive(path: Path, rows: Catalogue) -> Iterator[Observation | Quarantined]:
     seen: set[str] = set()
-    with tarfile.open(path) as archive:
+    try:
+        opened = tarfile.open(path, tarinfo=_Member)
+    except tarfile.ReadError as error:
+        raise BadObject("not an archive, or damaged at its beginning") from error
+    with opened as archive:
         for member in archive:
+            if member.size < 0:  # tarfile would read the same members again for ever
+                raise BadObject(f"damaged archive: {member.name[:100]} has a size of {member.size} bytes")
             if not member.isfile() or not member.name.lower().endswith((".dat", ".dat.gz")):
                 continue
             object_id = stem(PurePosixPath(member.name).name)

@@ -210,7 +210,7 @@ def reason_of(error: Exception) -> str:
         return f"damaged file, or more than fits into memory: {error}"
     if isinstance(error, OSError) and error.strerror:
         return f"can't be read: {error.strerror}"
-    return str(error) or f"can't be read: {type(error).__name__}"
+    return re.sub(r"\b[A-Z]\w*(Error|Exception|Warning): ", "", str(error)) or f"can't be read: {type(error).__name__}"
 
 
 def plain(value: Any) -> str | int | float:

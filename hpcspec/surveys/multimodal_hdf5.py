@@ -104,7 +104,17 @@ def _columns(survey: str, file: h5py.File) -> tuple[Mapping[str, h5py.Dataset], 
         raise BadObject(f"columns differ in length: {', '.join(short)} not {length} rows")
     if length == 0:
         raise BadObject("no rows")
+    unwritten = sorted(name.lower() for name, column in columns.items() if not _written(column))
+    if unwritten:
+        raise BadObject(f"not all of the {length} rows were written: {', '.join(unwritten)}")
     return columns, length
+
+
+def _written(column: h5py.Dataset) -> bool:
+    """Whether there is storage for all rows: HDF5 makes up the values of those that there isn't."""
+    if column.chunks is None:
+        return column.id.get_storage_size() > 0
+    return column.id.get_num_chunks() >= -(-column.shape[0] // column.chunks[0])
 
 
 def _rows(columns: Mapping[str, h5py.Dataset], start: int, stop: int) -> Iterator[tuple[int, Row | Exception]]:

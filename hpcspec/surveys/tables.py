@@ -117,7 +117,7 @@ def _fields(line: str, delimiter: str) -> tuple[str, ...]:
 
 
 class _UpToDamage(io.RawIOBase):
-    """The whole lines of a file up to its end or to the first fault in reading it, which is then kept."""
+    """The whole lines of a file, as UTF-8, up to its end or to the first fault in reading it, which is then kept."""
 
     fault: Exception | None = None
 
@@ -143,7 +143,16 @@ class _UpToDamage(io.RawIOBase):
             return
         self._ended = not block
         lines, newline, rest = (self._rest + block).rpartition(b"\n") if block else (self._rest, b"", b"")
-        self._lines, self._rest = memoryview(lines + newline), rest
+        self._lines, self._rest = memoryview(_utf8(lines + newline)), rest
+
+
+def _utf8(data: bytes) -> bytes:
+    """The data, with a mark in the place of what is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace").encode()
+    return data
 
 
 def batches(file: BinaryIO, columns: Sequence[str], delimiter: str, skipped: list[str]) -> Iterator[pa.RecordBatch]:

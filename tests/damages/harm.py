@@ -444,7 +444,7 @@ def tar_header(at: int, value: bytes) -> Harm:
 
 
 TAR = [
-    Damage("negative size", tar_header(124, struct.pack(">B3xq", 255, -1536)), True),
+    Damage("negative size", tar_header(124, b"\xff" * 4 + struct.pack(">q", -512)), True),
     Damage("very negative", tar_header(124, b"\xff" * 4 + struct.pack(">q", -(2**40))), True),
     Damage("huge size", tar_header(124, b"77777777777\0")), Damage("enormous", tar_header(124, b"\x80" + b"\x7f" * 11)),
     Damage("link", tar_header(156, b"2"), True), Damage("pipe", tar_header(156, b"6"), True), Damage("extended", tar_header(156, b"x"), True),

@@ -22,9 +22,10 @@ import torch
 
 from hpcspec.errors import UserError
 from hpcspec.shards.doctor import examine
-from hpcspec.shards.format import Shard, shard_paths
-from hpcspec.shards.objects import collect
+from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import Counts, ingest, quarantined_rows
+from hpcspec.shards.objects import collect
+from hpcspec.shards.shard import Shard
 from hpcspec.stream.batches import Batch, ordered_batches, packs
 from hpcspec.stream.index import open_index
 from hpcspec.stream.stream import Stream

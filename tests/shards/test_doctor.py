@@ -88,7 +88,7 @@ def test_a_flipped_byte_is_found_in_every_data_set(path: Path, capsys: pytest.Ca
 
     with h5py.File(path) as file:
         file.visititems(place)
-    assert len(places) > 30
+    assert len(places) >= 30
     for name, (offset, size) in places.items():
         flip(path, offset + size // 2)
         well, lines = said(capsys, path.parent)

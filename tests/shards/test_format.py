@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from hpcspec.errors import UserError
 from hpcspec.shards import format as module
-from hpcspec.shards.format import BLOCK_COLUMNS, FILTERS, STREAMED, Shard, describe, shard_paths, write_shard
+from hpcspec.shards.format import FILTERS, shard_paths, write_shard
 from hpcspec.shards.objects import COLUMNS, Objects, canonical, collect, healpix29, joined
+from hpcspec.shards.shard import BLOCK_COLUMNS, STREAMED, Shard, describe
 from hpcspec.surveys.base import FLAM
 from hpcspec.surveys.grids import Grid
 from hpcspec.surveys.observation import Arm, Curve, Observation, make_curve
@@ -170,7 +171,7 @@ def test_more_places_than_one_read_can_fill(tmp_path: Path) -> None:
 DIGESTS = """
 import hashlib, sys
 import mpi4py.MPI
-from hpcspec.shards.format import Shard, describe
+from hpcspec.shards.shard import Shard, describe
 from hpcspec.shards.objects import COLUMNS
 from hpcspec.stream.index import open_index
 from tests.shards.test_format import digest

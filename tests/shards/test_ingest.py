@@ -13,8 +13,9 @@ from astropy.io import fits
 
 from hpcspec.errors import UserError
 from hpcspec.shards import ingest as module
-from hpcspec.shards.format import INDEX, Shard, describe, shard_paths
+from hpcspec.shards.format import INDEX, shard_paths
 from hpcspec.shards.ingest import Counts, ingest, ingest_units, plan, quarantined_rows
+from hpcspec.shards.shard import Shard, describe
 from hpcspec.simulate import simulate
 from hpcspec.surveys import SURVEYS, discover, reader
 from hpcspec.surveys.base import Quarantined, Source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from tests.making import stored
 
 ROOT = Path(__file__).parents[2]
 FACTOR = 2**7  # units are this much smaller than they are outside of tests, so that there are some
-MIB = 0.3 * FACTOR  # 0.3 MiB: about six shards
+MIB = 0.2 * FACTOR  # 0.2 MiB: about six shards
 OBJECTS = 24
 Contents = dict[str, bytes]
 
@@ -69,31 +70,29 @@ def test_two_workers_give_the_same_bytes(files: Path, whole: Contents, tmp_path:
     assert contents(tmp_path) == whole
 
 
-RANK = """
+RANK = f"""
 import resource, sys
 from pathlib import Path
 from hpcspec.comm import world
 from hpcspec.errors import UserError
 from hpcspec.shards import ingest as module
 comm, files, folder = world(), Path(sys.argv[1]), Path(sys.argv[2])
-module.MIB = 2**20 / {factor}
+module.MIB = 2**20 / {FACTOR}
 
-def tried():
+def tried(name, place="failing"):
     try:
-        return module.ingest("apogee", files, folder, {mib}, comm=comm)
+        said = module.ingest("apogee", files, folder / place, {MIB}, comm=comm).objects
     except UserError as error:
-        return error
+        said = error
+    print(f"{{comm.rank}}: {{name}} {{said}}\\n", end="", flush=True)
 
 def limited(limit):  # a full disk on rank 1
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit if comm.rank == 1 else hard, hard))
 
-def say(*what):
-    print(f"{{comm.rank}}: " + " ".join(map(str, what)) + "\\n", end="", flush=True)
-"""
-FAILING = RANK + """
+tried("alone", "alone")
 limited(20_000)
-say("unit", tried())
+tried("unit")
 limited(-1)
 write = module.write_planned
 
@@ -102,78 +101,78 @@ def full(*given, **more):
     write(*given, **more)
 
 module.write_planned = full
-say("shard", tried())
+tried("shard")
 module.write_planned = write
 limited(-1)
-(unit, *_), original = sorted((folder / "units").glob("*.h5")), None
+unit = sorted((folder / "failing/units").glob("*.h5"))[0]
+comm.Barrier()
 if comm.rank == 0:
     original = unit.read_bytes()
     unit.write_bytes(b"")
-comm.Barrier()
-say("damage", tried())
+tried("damage")
 if comm.rank == 0:
     unit.write_bytes(original)
-comm.Barrier()
-say("done", tried().objects)
+tried("done")
 """
 
 
-def ranks(number: int, script: str, files: Path, folder: Path) -> list[str]:
+def ranks(number: int, files: Path, folder: Path) -> list[str]:
     """What the ranks of a real MPI job say; it fails if the job hangs."""
     if not (mpirun := shutil.which("mpirun")):
         unavailable("mpirun is not installed")
-    command = [mpirun, "-n", str(number), "--oversubscribe", "--allow-run-as-root", sys.executable, "-c"]
-    code = script.format(factor=FACTOR, mib=MIB)
-    done = subprocess.run([*command, code, files, folder], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = [mpirun, "-n", str(number), "--oversubscribe", "--allow-run-as-root", sys.executable, "-c", RANK]
+    done = subprocess.run([*command, files, folder], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return sorted(done.stdout.splitlines())
 
 
-def test_the_number_of_ranks_doesn_t_change_the_bytes(files: Path, whole: Contents, tmp_path: Path) -> None:
-    said = ranks(2, RANK + 'say(tried().objects, "objects")', files, tmp_path)
-    assert said == [f"{rank}: {OBJECTS} objects" for rank in range(2)]
-    assert contents(tmp_path) == whole
-
-
-def test_what_fails_on_one_rank_fails_on_all(files: Path, whole: Contents, tmp_path: Path) -> None:
+def test_ranks_give_the_same_bytes_and_what_fails_on_one_fails_on_all(files: Path, whole: Contents, tmp_path: Path) -> None:
     """None is left waiting, and where the reason is gone the next attempt goes on."""
-    said = ranks(3, FAILING, files, tmp_path)
-    assert len(said) == 12
+    said = ranks(3, files, tmp_path)
+    assert len(said) == 15
     for rank in range(3):
         told = {line.split(" ")[1]: line.split(" ", 2)[2] for line in said if line.startswith(f"{rank}: ")}
         elsewhere = "" if rank == 1 else "rank 1: "
-        assert told["unit"].startswith(f"{elsewhere}can't write {tmp_path}/units/apogee-")
-        assert told["shard"].startswith(f"{elsewhere}can't write {tmp_path}/apogee-")
-        assert told["damage"].startswith(f"can't read shard {tmp_path}/units/apogee-")
-        assert told["done"] == str(OBJECTS)
-    assert contents(tmp_path) == whole
+        assert told["alone"] == told["done"] == str(OBJECTS)
+        assert told["unit"].startswith(f"{elsewhere}can't write {tmp_path}/failing/units/apogee-")
+        assert told["shard"].startswith(f"{elsewhere}can't write {tmp_path}/failing/apogee-")
+        assert told["damage"].startswith(f"can't read shard {tmp_path}/failing/units/apogee-")
+    for name in ("alone", "failing"):
+        assert contents(tmp_path / name) == whole
 
 
-def killed_until_done(rng: random.Random, longest: float, tries: Callable[[int], tuple[Callable, tuple]], begin_again) -> int:
-    """Kill a process after a random time and start another, until one comes to its end; the number of kills."""
+CALL = f"""
+from pathlib import Path
+from hpcspec.shards import ingest as module
+module.MIB = 2**20 / {FACTOR}
+module.{{}}("apogee", Path({{!r}}), Path({{!r}}), *{{}})
+"""
+
+
+Call = tuple[str, Path, Path, tuple[float, ...]]
+
+
+def killed_until_done(calls: Iterator[Call], rng: random.Random, begin_again: Callable[[], None]) -> None:
+    """Kill a process after a random time and start another, until one comes to its end; they are given ever more time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.shards.test_ingest_workers", "hpcspec.surveys.apogee"])
+    context.set_forkserver_preload(["hpcspec.shards.ingest", "hpcspec.surveys.apogee"])
+    started = context.Process(target=print)
+    started.start()
+    started.join()  # what is preloaded takes its time
     kills = 0
-    for attempt in range(200):
-        work, given = tries(attempt)
-        process = context.Process(target=work, args=given)
+    for attempt, (name, files, folder, rest) in enumerate(calls):
+        process = context.Process(target=exec, args=(CALL.format(name, str(files), str(folder), rest),))
         process.start()
-        process.join(rng.uniform(0.02, longest))
+        process.join(rng.uniform(0.02, 0.2 + 0.05 * attempt))
         if process.exitcode is None:
             process.kill()
             process.join()
             kills += 1
         elif kills > 2:
             assert process.exitcode == 0
-            return kills
+            return
         else:  # it was faster than the kill
             begin_again()
-    raise AssertionError("it never came to its end")
-
-
-def small(work: Callable, *given: object) -> None:
-    module.MIB = 2**20 / FACTOR
-    work("apogee", *given)
 
 
 def test_killed_at_any_moment_it_is_completed_without_loss(files: Path, whole: Contents, tmp_path: Path) -> None:
@@ -181,7 +180,7 @@ def test_killed_at_any_moment_it_is_completed_without_loss(files: Path, whole: C
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
 
-    killed_until_done(random.Random(11), 0.6, lambda _: (small, (ingest, files, tmp_path, MIB)), begin_again)
+    killed_until_done(itertools.repeat(("ingest", files, tmp_path, (MIB,))), random.Random(11), begin_again)
     assert contents(tmp_path) == whole
     objects = [s.object_id for path in shard_paths(tmp_path) for s, _, _ in stored(path)]
     assert len(objects) == len(set(objects)) == OBJECTS
@@ -191,12 +190,9 @@ def test_killed_at_any_moment_it_is_completed_without_loss(files: Path, whole: C
 
 def test_killed_array_tasks_are_completed_by_their_successors(files: Path, whole: Contents, tmp_path: Path) -> None:
     """Nothing is in the folder that counts before the last of them is through."""
-
-    def begin_again() -> None:
-        shutil.rmtree(tmp_path / "units")
-
-    done = killed_until_done(random.Random(5), 0.3, lambda i: (small, (ingest_units, files, tmp_path, i % 2, 2)), begin_again)
-    assert done > 2 and shard_paths(tmp_path) == []
+    tasks = (("ingest_units", files, tmp_path, (i % 2, 2)) for i in itertools.count())
+    killed_until_done(tasks, random.Random(5), lambda: shutil.rmtree(tmp_path / "units"))
+    assert shard_paths(tmp_path) == []
     for task in range(2):
         ingest_units("apogee", files, tmp_path, task, 2)
     ingest("apogee", files, tmp_path, MIB)

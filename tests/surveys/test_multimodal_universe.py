@@ -281,7 +281,7 @@ def test_another_surveys_table_is_never_read_as_its_own(survey: str, other: str,
     assert row.reason.startswith("not a")
 
 
-@pytest.mark.parametrize(("damage", "reason"), [("empty", "empty file"), ("garbage", "OSError"), ("truncated", "truncated")])
+@pytest.mark.parametrize(("damage", "reason"), [("empty", "empty file"), ("garbage", "file signature not found"), ("truncated", "truncated")])
 def test_a_damaged_hdf5_file_is_one_quarantined_row(damage: str, reason: str, tmp_path: Path) -> None:
     path = write_hdf5(tmp_path, mmu_layouts.sdss())
     whole = path.read_bytes()
@@ -318,7 +318,7 @@ def test_a_damaged_chunk_costs_its_rows(tmp_path: Path) -> None:
     found = read_all("sdss", tmp_path)
     assert [one.object_id for one in found] == [str(299489676975171584 + i) for i in range(6)]
     lost = [one for one in found if isinstance(one, Quarantined)]
-    assert [one.object_id[-1] for one in lost] == ["6", "7"] and lost[0].reason.startswith("row 2: OSError")
+    assert [one.object_id[-1] for one in lost] == ["6", "7"] and lost[0].reason.startswith("row 2: ")
 
 
 def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:

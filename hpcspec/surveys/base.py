@@ -112,11 +112,11 @@ def opened(path: Path) -> Iterator[fits.HDUList]:
                 shutil.copyfileobj(unpack(file), unpacked, 1 << 20)
                 unpacked.seek(0)
             with fits.open(unpacked if unpack else file, memmap=False) as hdus:
-                _check_sizes(hdus)
+                check_sizes(hdus)
                 yield hdus
 
 
-def _check_sizes(hdus: fits.HDUList) -> None:
+def check_sizes(hdus: fits.HDUList) -> None:
     """Raises BadObject for a HDU of a negative size, behind which astropy would read the same HDUs again for ever."""
     for number in count():
         try:

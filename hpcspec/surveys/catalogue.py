@@ -21,7 +21,7 @@ import numpy as np
 from astropy.io import fits
 
 from hpcspec.errors import UserError
-from hpcspec.surveys.base import DAMAGE, FAULTS, UNPACK, Source, fits_files, plain, quiet, reason_of
+from hpcspec.surveys.base import DAMAGE, FAULTS, UNPACK, Source, check_sizes, fits_files, plain, quiet, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Table:
                 shutil.copyfileobj(unpack(file), self._unpacked, 1 << 20)
                 self._unpacked.flush()
         with quiet(DAMAGE), fits.open(self._unpacked.name if unpack else path, memmap=True) as hdus:
+            check_sizes(hdus)
             tables = (hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU))
             hdu = next((hdu for hdu in tables if key in map(str.upper, hdu.columns.names)), None)
             if hdu is None:

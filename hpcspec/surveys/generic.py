@@ -28,7 +28,19 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 
 from hpcspec.errors import UserError
-from hpcspec.surveys.base import DAMAGE, FLAM, Quarantined, Source, each_guarded, pick, plain, quiet, reason_of
+from hpcspec.surveys.base import (
+    DAMAGE,
+    FITS_NAMES,
+    FLAM,
+    Quarantined,
+    Source,
+    each_guarded,
+    opened,
+    pick,
+    plain,
+    quiet,
+    reason_of,
+)
 from hpcspec.surveys.grids import air_to_vacuum, table_grid
 from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm
 
@@ -120,6 +132,9 @@ def _load(path: Path) -> list[Spectrum]:
 
     if path.stat().st_size == 0:
         raise BadObject("empty file")
+    if FITS_NAMES.search(path.name):
+        with opened(path):  # raises what is wrong with it, before a loader falls over it
+            pass
     failed: Exception = BadObject("not a spectrum in any format that specutils identifies")
     with quiet(DAMAGE):
         for kind in (specutils.SpectrumList, specutils.SpectrumCollection):

@@ -162,11 +162,14 @@ def test_a_state_of_another_order_is_refused(case: Case, order: dict[str, int], 
 
 
 def test_other_data_are_refused_or_begin_the_next_epoch(case: Case, pool: DataIndex) -> None:
-    with case.rank() as stream:
-        for _ in zip(range(80), stream, strict=False):
-            pass
-        state = through_json([stream.state()])
+    states = []
+    for rank, epochs in enumerate((0, 2)):
+        with case.rank(rank, 2) as stream:
+            list(until(stream, epochs))
+            states.append(stream.state())
+    state = through_json(states)
     begun = epochs_begun(state)
+    assert begun == 3
     other = replace(case, index=DataIndex((*case.index.shards, pool.shards[2])))
     with pytest.raises(UserError, match="has fingerprint .*training.changed_data: new_epoch"), other.rank(state=state):
         pass

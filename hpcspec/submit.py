@@ -13,13 +13,13 @@ from pathlib import Path
 from hpcspec.cluster.executors import JobFailed, Step, run_here, sbatch_text, submit_slurm
 from hpcspec.cluster.run import Release, Run, newest_trained, release
 from hpcspec.cluster.site import default_executor, load_site
-from hpcspec.cluster.stages import adapt_key, has_head, ingested, merge_key, pretrain_key, simulate_key
+from hpcspec.cluster.stages import adapt_key, has_head, ingested, merge_key, pretrain_key, simulate_key, survey_settings
 from hpcspec.cluster.summary import show_status, show_summary
-from hpcspec.config import Config, load, named_file, read_yaml, validated
+from hpcspec.config import Config, load
 from hpcspec.config import Survey as SurveySection
 from hpcspec.errors import UserError
+from hpcspec.surveys import SURVEYS, reader
 from hpcspec.surveys import labels as own_labels
-from hpcspec.surveys import reader
 
 RUNS = Path("runs")
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "merge": "merge and validate the parts of a catalogue",
     }.items():
         sub = verbs.add_parser(verb, parents=[common], help=text, description=text)
-        sub.add_argument("--survey", required=True, help="sdss, desi, apogee, galah or lamost")
+        sub.add_argument("--survey", required=True, help=f"{', '.join(SURVEYS)}, or one of an installed package")
         sub.add_argument("--input", type=Path, help="folder with the survey's files (default: the run's)")
         sub.add_argument("--output", type=Path, help="where to publish (default: in the run folder)")
     status = verbs.add_parser("status", help="how far a run is", description="how far a run is")
@@ -219,15 +219,16 @@ def catalog(args: argparse.Namespace) -> None:
         print(f"taking the newest trained run: {run.path}")
     else:
         run = Run(args.run)
-    run.config()
+    trained = run.config()
     config = load(run.config_path, args.set)
+    if added := set(config.surveys) - set(trained.surveys):
+        raise UserError(f"--set surveys.{min(added)}: {run.path} was trained without it, and its surveys stay as they are")
     if args.survey not in config.surveys and not args.input:
-        file = named_file("surveys", args.survey)
-        known = validated(SurveySection, {**read_yaml(file)}, str(file))
-        source = os.path.expandvars(known.input or "")
+        configured = survey_settings(config, args.survey).input or ""
+        source = os.path.expandvars(configured)
         if not source or "$" in source:
-            configured = known.input or "empty"
-            raise UserError(f"{run.path} was not trained on {args.survey}, whose configured input is {configured}: give --input")
+            raise UserError(f"{run.path} was not trained on {args.survey}, whose configured input is {configured or 'empty'}: "
+                            "give --input")  # fmt: skip
         args.input = Path(source)
     work = release(run, config, args.survey, str(args.input) if args.input else None, str(args.output) if args.output else None)
     if not work.source.is_dir():

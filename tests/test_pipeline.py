@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,15 @@ import pytest
 import yaml
 from astropy.table import Table
 
+from hpcspec.adapt.train import split
 from hpcspec.catalog.schema import Flag, columns
+from hpcspec.cluster.stages import run_stage
+from hpcspec.config import load
+from hpcspec.shards.format import shard_paths
 from hpcspec.simulate import simulate
+from hpcspec.stream.index import open_index
+from hpcspec.submit import main
+from hpcspec.surveys import SURVEYS
 
 from .tiny import COUNTS, Submit, Tiny, cli, label_ids, stamps
 
@@ -56,7 +64,12 @@ def test_summary(tiny: Tiny) -> None:
     report = json.loads((tiny.run / "adapt/task.json").read_text())["report"]
     line = report["parameters"]["all"]["teff"]
     assert line["mad"] > 0 and line["baseline"]["mad"] > 0 and line["n"] >= 5
-    assert report["objects"]["held_out"] + report["objects"]["train"] + report["objects"]["calibration"] == sum(COUNTS.values())
+    config = load(tiny.run / "config.yaml")
+    index = open_index([p for survey in COUNTS for p in shard_paths(tiny.run / "shards" / survey)])
+    parts = split(index, np.ones(len(index), bool), config.seed, config.adapt)
+    numbers = {"train": len(parts.train), "calibration": len(parts.calibration), "held_out": len(parts.test)}
+    assert {name: report["objects"][name] for name in numbers} == numbers
+    assert 0.9 * sum(COUNTS.values()) < sum(numbers.values()) <= sum(COUNTS.values())  # few are at a border, on neither side
 
 
 def test_run_folder(tiny: Tiny, submit: Submit) -> None:
@@ -128,6 +141,73 @@ def test_a_changed_key_redoes_what_depends_on_it(tiny: Tiny, submit: Submit, tmp
     assert all(after[name] == stamp for name, stamp in before.items() if name.startswith(same))
     again = submit("plan", "--run", run)[1]
     assert "catalog-apogee" in again and "desi" not in again
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    """Every file of a run's shards."""
+    files = (p for p in sorted((folder / "shards").rglob("*")) if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.mark.parametrize("executor", ["debug", "local"])
+def test_an_array_that_reads_makes_the_same_shards(tiny: Tiny, submit: Submit, tmp_path: Path, executor: str) -> None:
+    run = tmp_path / "run"
+    options = ["--config", tiny.config, "--run", run, "--set", "ingest.array=2"]
+    steps = "read-desi × 2, ingest-desi, read-apogee × 2, ingest-apogee"
+    assert submit("plan", *options)[1].startswith(f"run {run}: {steps}, pretrain")
+    done = cli("ingest", *options, "--executor", executor, cwd=tmp_path)
+    assert re.findall(r"^── (\S+)$", done.stdout, re.MULTILINE) == steps.replace(" × 2", "").split(", ") and not done.stderr
+    assert shards(run) == shards(tiny.run)
+    stages = {"ingest-desi", "ingest-apogee", *(f"read-{survey}-{task}" for survey in COUNTS for task in range(2))}
+    assert {p.stem for p in (run / "state").iterdir()} == {p.stem for p in (run / "logs").glob("*.log")} == stages
+    assert "everything is done already" in submit("ingest", *options)[1]
+    assert submit("status", run)[1].count("done") == 4
+    (run / "state/read-desi-1.json").rename(run / "state/read-desi-1.error")
+    assert re.search(r"read-desi +│ failed", submit("status", run)[1])
+
+
+def test_an_array_that_is_not_through_is_seen(tiny: Tiny, submit: Submit, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert submit("prepare", "--config", tiny.config, "--run", run, "--set", "ingest.array=2")[0] == 0
+    run_stage("read", str(run), 0, survey="apogee")
+    assert re.search(r"read-apogee +│ to do +│ 1 units read, 1 of 2 tasks done", submit("status", run)[1])
+    code, shown, _ = submit("doctor", run)
+    assert code == 1 and "the ingest was not finished; run it again" in shown and "MiB of files read already" in shown
+
+
+def test_each_epoch_is_an_object_where_the_configuration_says_so(tiny: Tiny, submit: Submit, tmp_path: Path) -> None:
+    """In the run's own shards, and in the catalogue of other files of the survey."""
+    run, folder = tiny.copy(tmp_path / "run"), tiny.inputs / "apogee"
+    settings, visits = ["--set", "surveys.apogee.epochs=true"], [f"{name}@visit1" for name in label_ids(folder)]
+    code, _, said = submit("ingest", "--run", run, *settings, "--executor", "debug")
+    assert (code, said) == (0, "")
+    shutil.copytree(folder, tmp_path / "files")
+    code, _, said = submit("catalog", "--run", run, *settings, "--survey", "apogee", "--input", tmp_path / "files", "--output",
+                           tmp_path / "out", "--executor", "debug")  # fmt: skip
+    assert (code, said) == (0, "") and submit("validate", tmp_path / "out")[0] == 0
+    for path in (run / "shards/apogee", tmp_path / "out/work/shards/apogee"):
+        assert sorted(open_index(shard_paths(path)).column("id")) == visits
+    assert sorted(catalogue(tmp_path / "out", "apogee")["object_id"]) == visits
+    code, _, said = submit("catalog", "--run", run, "--set", "surveys.sdss.epochs=true", "--survey", "sdss", "--input", folder)
+    assert code == 2 and said.startswith("error: --set surveys.sdss: ") and "trained without it" in said
+
+
+def test_a_pipeline_without_labels_publishes_embeddings(tiny: Tiny, submit: Submit, tmp_path: Path) -> None:
+    run = tiny.copy(tmp_path / "run")
+    without = [f"--set=surveys.{survey}.labels={{}}" for survey in COUNTS]
+    code, shown, said = submit("pipeline", "--run", run, *without, "--executor", "debug")
+    assert (code, said) == (0, "") and "── adapt" in shown and "── pretrain" not in shown and "Accuracy" not in shown
+    for survey, count in COUNTS.items():
+        table = catalogue(run / "catalog" / survey, survey)
+        assert table.colnames == [c.name for c in columns((), ())] and len(table) == count
+        assert np.isfinite(table["anomaly"]).all() and submit("validate", run / "catalog" / survey)[0] == 0
+
+
+@pytest.mark.parametrize("verb", ["catalog", "merge"])
+def test_the_help_names_every_survey(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert set(SURVEYS) < set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 @pytest.fixture(scope="module")

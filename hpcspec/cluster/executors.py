@@ -130,7 +130,7 @@ def _run_locally(step: Step, run: Run, config: Config) -> None:
     ranks = config.training.ranks if step.stage == "pretrain" else 1
     executor.update_parameters(timeout_min=60 * 24 * 7, tasks_per_node=ranks, stderr_to_stdout=True)
     waiting = list(range(max(1, step.tasks)))
-    width = max(1, (os.cpu_count() or 1) // config.catalog.threads)
+    width = max(1, (os.cpu_count() or 1) // (config.catalog.threads if step.stage == "catalog" else 1))
     tails = {t: Tail(run.logs / f"{step.label(t)}.log") for t in waiting}
     active: dict[int, submitit.Job[None]] = {}
     try:

@@ -3,6 +3,7 @@ missing, and leaves a marker. Run again, a finished stage returns at once."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -17,13 +18,14 @@ import submitit
 from hpcspec.atomic import file_hash
 from hpcspec.cluster.run import Release, Run, digest, files_key, release, versions
 from hpcspec.comm import on_root, world
-from hpcspec.config import Config
+from hpcspec.config import Config, Survey, named_file, read_yaml, validated
 from hpcspec.errors import Stopped, UserError
 from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import ingest, ingest_units
 from hpcspec.surveys import discover
 
 log = logging.getLogger(__name__)
+FAREWELL = 5.0  # seconds in which ranks that fail together do
 
 
 def task_rank() -> tuple[int, int]:
@@ -67,11 +69,18 @@ def ingest_key(config: Config, work: Release) -> str:
     except UserError:  # nothing there (yet)
         paths = []
     return digest(str(work.source), files_key(paths), config.ingest.shard_mib, config.ingest.compression, config.ingest.samples,
-                  _epochs(config, work))  # fmt: skip
+                  survey_settings(config, work.survey).epochs)  # fmt: skip
 
 
-def _epochs(config: Config, work: Release) -> bool:
-    return work.survey in config.surveys and config.surveys[work.survey].epochs
+def survey_settings(config: Config, survey: str) -> Survey:
+    """A survey's settings: the run's, or those of its name in configs/surveys where the run was trained without it."""
+    if survey in config.surveys:
+        return config.surveys[survey]
+    try:
+        path = named_file("surveys", survey)
+    except UserError:  # a reader of an installed package
+        return Survey()
+    return validated(Survey, read_yaml(path), str(path))
 
 
 def ingested(run: Run, config: Config, work: Release) -> bool:
@@ -129,10 +138,13 @@ def simulate_stage(run: Run, config: Config, **_: Any) -> None:
 def read_stage(run: Run, config: Config, survey: str, task: int = 0, tasks: int | None = None, source: str | None = None,
                output: str | None = None, **_: Any) -> None:  # fmt: skip
     """Array task `task` of `tasks` (ingest.array if not given) of the reading of a survey's files."""
-    work = release(run, config, survey, source, output)
-    if not ingested(run, config, work):
-        ingest_units(survey, work.source, work.shards, task, tasks or config.ingest.array or 1, _epochs(config, work),
-                     config.ingest.samples == "in_place", work.made)  # fmt: skip
+    began, work = time.time(), release(run, config, survey, source, output)
+    if ingested(run, config, work):
+        return
+    key, epochs = ingest_key(config, work), survey_settings(config, survey).epochs
+    ingest_units(survey, work.source, work.shards, task, tasks or config.ingest.array or 1, epochs,
+                 config.ingest.samples == "in_place", work.made)  # fmt: skip
+    run.mark(f"{work.marker('read')}-{task}", key, began)
 
 
 def ingest_stage(run: Run, config: Config, survey: str, source: str | None = None, output: str | None = None, **_: Any) -> None:
@@ -146,7 +158,8 @@ def ingest_stage(run: Run, config: Config, survey: str, source: str | None = Non
     if done:
         return
     need = config.ingest
-    counts = ingest(survey, work.source, work.shards, need.shard_mib, need.compression, comm, need.tasks, _epochs(config, work),
+    epochs = survey_settings(config, survey).epochs
+    counts = ingest(survey, work.source, work.shards, need.shard_mib, need.compression, comm, need.tasks, epochs,
                     need.samples == "in_place", need.keep_units, work.made)  # fmt: skip
     if comm is None or comm.rank == 0:
         from hpcspec.stream.index import open_index
@@ -229,6 +242,7 @@ def run_stage(stage: str, folder: str, task: int = 0, **arguments: Any) -> None:
     """Run one stage of the run in `folder`: what submitit calls, and the programs in jobs/."""
     run = Run(Path(folder))
     comm, rank = world(), rank_here()
+    _farewell()
     label = "-".join([stage, *filter(None, [arguments.get("survey")])]) + (f"-{task}" if stage in ("read", "catalog") else "")
     start_log(run, label, rank)
     if rank == 0:
@@ -236,7 +250,7 @@ def run_stage(stage: str, folder: str, task: int = 0, **arguments: Any) -> None:
     try:
         STAGES[stage](run, run.config(), task=task, **arguments)
     except UserError as error:
-        run.error(label, str(error))  # whichever rank is first: it ends the others
+        run.error(label, str(error))  # whichever rank is first: it may end the others
         log.error("error: %s", error)
         _end_all_ranks(comm, 2)
         raise
@@ -263,7 +277,18 @@ def job(stage: str, folder: str, **arguments: Any) -> int:
 
 
 def _end_all_ranks(comm: Any, code: int) -> None:
-    """A rank that fails alone must not leave the others waiting for it."""
+    """Ranks that fail together end by themselves; one that fails alone must not leave the others waiting for it."""
     if comm is not None:
         logging.shutdown()
-        comm.Abort(code)
+        together, until = _farewell().Ibarrier(), time.monotonic() + FAREWELL
+        while not together.Test():
+            if time.monotonic() > until:
+                comm.Abort(code)
+            time.sleep(0.01)
+
+
+@functools.cache
+def _farewell() -> Any:
+    """A communicator of all ranks for nothing but their end; the first call is collective."""
+    comm = world()
+    return comm and comm.Dup()

@@ -14,16 +14,23 @@ from hpcspec.config import Config
 
 
 def _seconds(run: Run, config: Config) -> list[tuple[str, dict[str, Any] | None]]:
-    names = [*(["simulate"] if config.simulate else []), *(f"ingest-{s}" for s in config.surveys), "pretrain", "adapt",
-             *(f"{stage}-{s}" for s in config.surveys for stage in ("catalog", "merge"))]  # fmt: skip
-    return [(name, run.done(name) if not name.startswith("catalog-") else _tasks(run, name, config)) for name in names]
+    reading = ("read", "ingest") if config.ingest.array else ("ingest",)
+    names = [*(["simulate"] if config.simulate else []), *(f"{stage}-{s}" for s in config.surveys for stage in reading),
+             "pretrain", "adapt", *(f"{stage}-{s}" for s in config.surveys for stage in ("catalog", "merge"))]  # fmt: skip
+    return [(name, _together(run, name, _array_tasks(name, config))) for name in names]
 
 
-def _tasks(run: Run, name: str, config: Config) -> dict[str, Any] | None:
-    """The array tasks of a catalogue together: seconds and objects summed, once all are done."""
-    tasks = [run.done(f"{name}-{task}") for task in range(config.catalog.tasks)]
-    done = [t for t in tasks if t]
-    return {k: sum(t[k] for t in done) for k in ("seconds", "objects")} if len(done) == len(tasks) else None
+def _array_tasks(name: str, config: Config) -> int:
+    """How many tasks a stage's array has; 0 where it is none."""
+    return {"read": config.ingest.array, "catalog": config.catalog.tasks}.get(name.partition("-")[0], 0)
+
+
+def _together(run: Run, name: str, tasks: int) -> dict[str, Any] | None:
+    """A finished stage's marker; of an array seconds and objects summed, once all tasks are done."""
+    if not tasks:
+        return run.done(name)
+    done = [t for t in (run.done(f"{name}-{task}") for task in range(tasks)) if t]
+    return {k: sum(t[k] for t in done) for k in ("seconds", "objects") if k in done[0]} if len(done) == tasks else None
 
 
 def show_summary(run: Run, config: Config, wall: float) -> None:
@@ -67,13 +74,19 @@ def show_status(run: Run, config: Config) -> None:
     console = Console()
     shown = Table("stage", "state", "", title=str(run.path))
     for name, marker in _seconds(run, config):
-        error = run.path / "state" / f"{name}.error"
+        tasks = _array_tasks(name, config)
+        labels = [f"{name}-{task}" for task in range(tasks)] or [name]
+        errors = [path.read_text() for label in labels if (path := run.path / "state" / f"{label}.error").is_file()]
         if marker:
             shown.add_row(name, "done", f"{marker['seconds']:.0f} s")
-        elif error.is_file():
-            shown.add_row(name, "failed", error.read_text())
+        elif errors:
+            shown.add_row(name, "failed", errors[0])
         elif name == "pretrain" and (last := run.last_metrics()):
             shown.add_row(name, "under way", f"step {last['step']} of {config.training.steps}, loss {last['loss']:.3f}")
+        elif name.startswith("read-"):
+            units = len(list((run.shards(name.partition("-")[2]) / "units").glob("*.json")))
+            done = sum(run.done(label) is not None for label in labels)
+            shown.add_row(name, "to do", f"{units} units read, {done} of {tasks} tasks done")
         elif name.startswith("catalog-"):
             parts = len(list(release(run, config, name.partition("-")[2]).parts.glob("*.parquet")))
             shown.add_row(name, "to do", f"{parts} of at most {config.catalog.pieces} parts written")

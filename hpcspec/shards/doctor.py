@@ -43,7 +43,8 @@ def examine(folder: Path) -> bool:
 
 
 def _holds_shards(place: Path) -> bool:
-    return place.is_dir() and place.name != "units" and ((place / INDEX).is_file() or any(place.glob("*.h5")))
+    left = place / INDEX, place / "units"  # the latter of an ingest that is not finished
+    return place.is_dir() and place.name != "units" and (any(p.exists() for p in left) or any(place.glob("*.h5")))
 
 
 def _books(place: Path, paths: list[Path]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hpcspec.shards.shard import Shard
 
 
-def fill_in_place(shard: Shard, start: int, stop: int, places: Sequence[np.ndarray]) -> None:
+def fill_in_place(shard: Shard, start: int, stop: int, values: Sequence[Any], ivars: Sequence[Any]) -> None:
     """Samples start … stop-1 of a shard, of whole objects, from the files where they are; see `Shard.fill`.
 
     Raises UserError if a file is not what it was.
@@ -27,7 +27,7 @@ def fill_in_place(shard: Shard, start: int, stop: int, places: Sequence[np.ndarr
     assert edges[first] == start and edges[last] == stop, "samples of whole objects"
     sources, rows = shard.column("source")[first:last], shard.column("row")[first:last]
     paths, sizes = shard.sources(), shard.file["source/size"][()]
-    values = np.empty((2, stop - start), np.float32)
+    samples = np.empty((2, stop - start), np.float32)
     for source in np.unique(sources).tolist():
         path = Path(paths[source])
         if not path.is_file() or path.stat().st_size != sizes[source]:
@@ -39,9 +39,16 @@ def fill_in_place(shard: Shard, start: int, stop: int, places: Sequence[np.ndarr
             arms = () if isinstance(one, Quarantined) else one.arms
             if sum(len(arm.flux) for arm in arms) != b - a:
                 raise UserError(f"{path}, which {shard.path} reads in place, was changed: ingest again")
-            values[0, a:b] = np.concatenate([arm.flux for arm in arms])
-            values[1, a:b] = np.concatenate([arm.ivar for arm in arms])
+            samples[0, a:b] = np.concatenate([arm.flux for arm in arms])
+            samples[1, a:b] = np.concatenate([arm.ivar for arm in arms])
+    deal(samples[0], values)
+    deal(samples[1], ivars)
+
+
+def deal(samples: np.ndarray, places: Sequence[Any]) -> None:
+    """Copy samples (v,) float32 into places that follow on one another: float32 arrays, or their bytes as memoryviews."""
     at = 0
     for place in places:
-        place[:] = values[:, at : at + place.shape[1]]
-        at += place.shape[1]
+        into = np.frombuffer(place, np.float32)
+        into[:] = samples[at : at + len(into)]
+        at += len(into)

@@ -228,7 +228,10 @@ def _units(survey: str, source: Path, epochs: bool, in_place: bool, leave_out: C
         raise UserError(f"input folder {source} holds no {survey} files but those that the run made: give another with --input")
     if in_place:
         read_rows(survey, found[0].paths[0], [])
-    return plan(found, survey, in_place)
+    try:
+        return plan(found, survey, in_place)
+    except OSError as error:
+        raise UserError(f"can't look at {error.filename}: {error.strerror}: run it again when nothing changes there") from error
 
 
 def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str = "none", comm: Any = None,

@@ -19,7 +19,7 @@ import numpy as np
 from hpcspec.atomic import read_json
 from hpcspec.errors import UserError
 from hpcspec.shards.format import CONTENT, FORMAT, INDEX, SCHEMA_VERSION, checksum
-from hpcspec.shards.in_place import fill_in_place
+from hpcspec.shards.in_place import deal, fill_in_place
 from hpcspec.shards.objects import COLUMNS, Channel, Objects
 from hpcspec.surveys.grids import KINDS
 
@@ -262,7 +262,7 @@ class Shard:
             grid, axes, listed = self._grids(grid)
             values = np.empty((2, v1 - v0 if samples else 0), np.float32)
             if samples:
-                self.fill(v0, v1, [values])
+                self.fill(v0, v1, [values[0]], [values[1]])
             return Objects(
                 {n: self._rows(f"object/{n}", start, stop) for n in columns}, segments - s0,
                 pixels - v0 if samples else pixels, grid, first, channel,
@@ -276,39 +276,39 @@ class Shard:
         if not within:
             raise UserError(f"shard {self.path} is damaged: its offsets are out of bounds; ingest again")
 
-    def fill(self, start: int, stop: int, places: Sequence[np.ndarray]) -> None:
-        """Read samples start … stop-1 into `places`, arrays (2, …) float32 of value and ivar that follow on one another.
+    def fill(self, start: int, stop: int, values: Sequence[Any], ivars: Sequence[Any]) -> None:
+        """Read samples start … stop-1 into places that follow on one another: float32 arrays, or their bytes as memoryviews.
 
         Raises UserError if the file can't be read.
         """
         if self.info.in_place:
-            return fill_in_place(self, start, stop, places)
+            return fill_in_place(self, start, stop, values, ivars)
         try:
-            for row, name in enumerate(("sample/value", "sample/ivar")):
-                self._fill(name, start, stop, [place[row] for place in places])
+            self._fill("sample/value", start, stop, values)
+            self._fill("sample/ivar", start, stop, ivars)
         except (OSError, KeyError, RuntimeError) as error:
             raise UserError(f"can't read shard {self.path}: {error}") from error
 
-    def _fill(self, name: str, start: int, stop: int, places: Sequence[np.ndarray]) -> None:
+    def _fill(self, name: str, start: int, stop: int, places: Sequence[Any]) -> None:
         offset = self.info.offsets[PLACE[name]]
         if self.mpio or offset < 0:
-            values = np.empty(stop - start, np.float32) if len(places) > 1 else places[0]
-            self._rows(name, start, stop, values)
-            edges = np.cumsum([0] + [len(p) for p in places])
-            for place, a, b in zip(places, edges[:-1], edges[1:], strict=True):
-                place[:] = values[a:b]
+            deal(self._rows(name, start, stop, np.empty(stop - start, np.float32)), places)
             return
         at = offset + 4 * start
         for i in range(0, len(places), IOV_MAX):
-            at = self._scatter([memoryview(p).cast("B") for p in places[i : i + IOV_MAX] if len(p)], at, name)
+            some = [p if isinstance(p, memoryview) else memoryview(p).cast("B") for p in places[i : i + IOV_MAX] if len(p)]
+            at = self._scatter(some, at, name)
 
     def _scatter(self, views: list[memoryview], at: int, name: str) -> int:
         """Fill the views from byte `at` of the file on; the byte behind them."""
+        wanted = sum(map(len, views))
         while views:
             got = os.preadv(self._fd, views, at)
+            if got == wanted:
+                return at + got
             if got == 0:
                 raise UserError(f"shard {self.path} is cut short in {name}: ingest again")
-            at += got
+            at, wanted = at + got, wanted - got
             while views and got >= len(views[0]):
                 got -= len(views.pop(0))
             if got:

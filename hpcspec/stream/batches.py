@@ -6,7 +6,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,20 +32,25 @@ def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
     planned: deque[tuple[Packed, set[Block]]] = deque()
 
     def plan() -> None:
-        while (found := stream.next(budget - packer.tokens if len(packer) else None)) is not None:
+        while (found := stream.next(budget - packer.tokens if items else None)) is not None:
             epoch, item = found
             items.append((item, packer.add(item.packable, item.number, epoch, item.tokens)))
         samples = memory.new(packer.samples)
-        array = samples.numpy()
+        values, ivars = (memoryview(row).cast("B") for row in samples.numpy())
         planned.append((packer.finish(samples, stream.state()), {item.block for item, _ in items}))
         for item, at in items:
-            item.block.assign(item, array[:, at : at + item.packable.stop - item.packable.start])
+            item.block.assign(item.place, values, ivars, 4 * at)
         items.clear()
 
+    coming = 0  # how many of the next packs are all being read
     while True:
-        while len(planned) <= AHEAD or not all(b.reading for _, blocks in islice(planned, AHEAD + 1) for b in blocks):
-            plan()
+        while coming <= AHEAD:
+            if coming < len(planned) and all(block.reading for block in planned[coming][1]):
+                coming += 1
+            else:
+                plan()
         ready, blocks = planned.popleft()
+        coming -= 1
         for block in blocks:
             block.wait()
         yield ready

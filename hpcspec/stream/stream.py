@@ -8,6 +8,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +26,7 @@ from hpcspec.stream.split import lowest_fraction
 OPEN_SHARDS = 128
 OPEN_WINDOWS, AHEAD = 4, 2  # windows that objects are drawn from, and that are read ahead of them
 READERS = 4  # threads
+PASSED = attrgetter("passed")
 log = logging.getLogger(__name__)
 
 
@@ -41,9 +44,9 @@ class BlockReader:
         opened = self._opened(shard)
         return opened.read(start, stop, tuple(c for c in self.columns if c != "id" or opened.info.approximate), samples)
 
-    def fill(self, shard: int, start: int, stop: int, places: list[np.ndarray]) -> None:
-        """Read samples start … stop-1 of one shard into `places`, see `Shard.fill`."""
-        self._opened(shard).fill(start, stop, places)
+    def fill(self, shard: int, start: int, stop: int, values: list[memoryview], ivars: list[memoryview]) -> None:
+        """Read samples start … stop-1 of one shard into memory, see `Shard.fill`."""
+        self._opened(shard).fill(start, stop, values, ivars)
 
     def _opened(self, shard: int) -> Shard:
         with self._lock:
@@ -84,7 +87,7 @@ class Block:
 
     def __init__(self, stream: Stream, shard: int, edges: np.ndarray):
         self._stream, self._shard, self._edges = stream, shard, edges  # (n+1,) of the objects' samples in the shard
-        self._places: dict[int, np.ndarray] = {}
+        self._places: dict[int, tuple[memoryview, memoryview, int]] = {}
         self._reading: Future[None] | None = None
         self.kept = 0  # objects that the stream delivers
 
@@ -93,9 +96,9 @@ class Block:
         """Whether its samples are there or on their way."""
         return self._reading is not None
 
-    def assign(self, item: Item, place: np.ndarray) -> None:
-        """Say where an object's samples go: an array (2, samples)."""
-        self._places[item.place] = place
+    def assign(self, place: int, values: memoryview, ivars: memoryview, at: int) -> None:
+        """Say where an object's samples go: from byte `at` on in memory for values and for ivar."""
+        self._places[place] = values, ivars, at
         if len(self._places) == self.kept:
             self._reading = self._stream.threads.submit(self._read)
 
@@ -106,14 +109,23 @@ class Block:
 
     def _read(self) -> None:
         """Runs of kept objects; the samples of one or two that are left out between them are read too, and dropped."""
-        places = sorted(self._places)
-        runs = np.split(places, np.flatnonzero(np.diff(places) > 3) + 1)
-        edges = self._edges.tolist()
-        for run in runs:
-            first, last = int(run[0]), int(run[-1])
-            into = [self._places[i] if i in self._places else np.empty((2, edges[i + 1] - edges[i]), np.float32)
-                    for i in range(first, last + 1)]  # fmt: skip
-            self._stream.reader.fill(self._shard, edges[first], edges[last + 1], into)
+        places, edges = self._places, self._edges.tolist()
+        kept = sorted(places)
+        starts = [kept[0], *(b for a, b in pairwise(kept) if b - a > 3)]
+        stops = [*(a + 1 for a, b in pairwise(kept) if b - a > 3), kept[-1] + 1]
+        for start, stop in zip(starts, stops, strict=True):
+            values, ivars = [], []
+            for i in range(start, stop):
+                length = 4 * (edges[i + 1] - edges[i])
+                if i in places:
+                    value, ivar, at = places[i]
+                    values.append(value[at : at + length])
+                    ivars.append(ivar[at : at + length])
+                else:
+                    dropped = memoryview(bytearray(length))
+                    values.append(dropped)
+                    ivars.append(dropped)
+            self._stream.reader.fill(self._shard, edges[start], edges[stop], values, ivars)
         self._places = {}
 
 
@@ -134,11 +146,13 @@ class Window:
         self.items = [items[i] for i in window_order(len(items), stream.seed, epoch, lane, number).tolist()]
         for item in self.items[skip:]:  # the others were delivered before a restart
             item.block.kept += 1
+        self.take(skip)
 
-    def passed(self, done: int) -> tuple[int, float, int]:
-        """How far its lane is when so many of its objects are delivered: the epoch, the share of it, and the lane."""
+    def take(self, done: int) -> None:
+        """Note that so many of its objects are delivered."""
         epoch, number, lane = self.key
-        return epoch, (number + done / len(self.items)) * self._share, lane
+        self.done = done
+        self.passed = epoch, (number + done / max(len(self.items), 1)) * self._share, lane  # how far its lane is
 
 
 class Stream:
@@ -238,15 +252,22 @@ class Stream:
         """The epoch of the next object and the object, or None if none of those in turn has at most `room` tokens."""
         if len(self._open) < min(OPEN_WINDOWS, len(self.positions)):
             self._refill()
-        for window in sorted(self._open, key=lambda w: w.passed(self.positions[w.key[2]][2])):
-            epoch, number, done = self.positions[window.key[2]]
-            item = window.items[done]
-            if room is None or item.tokens <= room:
-                self.positions[window.key[2]] = (epoch, number, done + 1)
-                if done + 1 == len(window.items):
-                    self._close(window)
-                return epoch, item
+        behind = min(self._open, key=PASSED)
+        if room is None or behind.items[behind.done].tokens <= room:
+            return self._taken(behind)
+        for window in sorted(self._open, key=PASSED)[1:]:
+            if window.items[window.done].tokens <= room:
+                return self._taken(window)
         return None
+
+    def _taken(self, window: Window) -> tuple[int, Item]:
+        done = window.done
+        epoch, number, lane = window.key
+        self.positions[lane] = (epoch, number, done + 1)
+        window.take(done + 1)
+        if done + 1 == len(window.items):
+            self._close(window)
+        return epoch, window.items[done]
 
     def __iter__(self) -> Iterator[tuple[int, Item]]:
         while True:

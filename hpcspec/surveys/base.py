@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import logging
 import math
+import os
 import re
 import shutil
 import struct
@@ -26,6 +28,8 @@ from astropy.utils.exceptions import AstropyWarning
 
 from hpcspec.errors import UserError
 from hpcspec.surveys.observation import BadObject, Observation, check
+
+log = logging.getLogger(__name__)
 
 FITS_NAMES = re.compile(r"\.fits?(\.(gz|fz|bz2))?$", re.IGNORECASE)
 FAULTS = (OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError, RuntimeError,
@@ -69,14 +73,32 @@ def _line(text: str) -> str:
     return shown if len(shown) <= REASON else f"{shown[: REASON - 1]}…"
 
 
+def files_below(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """All files below `folder` whose names match, sorted; links to files count, links to folders are not followed, and a
+    warning tells what can't be looked at. Empty if there is no such folder."""
+
+    def passed_over(error: OSError) -> None:
+        log.warning("%s is left out: %s", error.filename, error.strerror)
+
+    found = []
+    for root, _, here in os.walk(folder, onerror=passed_over) if os.path.isdir(folder) else ():
+        for path in (Path(root, name) for name in here if names.search(name)):
+            try:
+                if path.is_file():
+                    found.append(path)
+            except OSError as error:
+                passed_over(error)
+    return sorted(found)
+
+
 def fits_files(folder: Path, skip: str = r"$^") -> list[Path]:
     """All FITS files below `folder`, sorted, gzipped ones too, without names that match the pattern `skip`.
 
-    Raises UserError if the folder is missing, unreadable or holds none.
+    Raises UserError if the folder is missing or holds none that can be looked at.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"input folder {folder} does not exist: give the folder that holds the survey's FITS files with --input")
-    found = sorted(p for p in folder.rglob("*") if FITS_NAMES.search(p.name) and p.is_file() and not re.search(skip, p.name))
+    found = [p for p in files_below(folder, FITS_NAMES) if not re.search(skip, p.name)]
     if not found:
         raise UserError(f"input folder {folder} holds no FITS files: give the folder that holds the survey's files with --input")
     return found
@@ -210,7 +232,8 @@ def reason_of(error: Exception) -> str:
         return f"damaged file, or more than fits into memory: {error}"
     if isinstance(error, OSError) and error.strerror:
         return f"can't be read: {error.strerror}"
-    return re.sub(r"\b[A-Z]\w*(Error|Exception|Warning): ", "", str(error)) or f"can't be read: {type(error).__name__}"
+    text = re.sub(r"\b[A-Z]\w*(Error|Exception|Warning): ", "", str(error)) or type(error).__name__
+    return f"damaged, or of another layout: {text}" if isinstance(error, IndexError | TypeError | AttributeError) else text
 
 
 def plain(value: Any) -> str | int | float:

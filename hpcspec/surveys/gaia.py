@@ -17,6 +17,7 @@ that is part of every source_id; meta says so ("position").
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from astropy_healpix import HEALPix
 
 from hpcspec.errors import UserError
 from hpcspec.surveys import xp
-from hpcspec.surveys.base import FAULTS, FLAM, Quarantined, Source, about, guarded, plain, position, reason_of
+from hpcspec.surveys.base import FAULTS, FLAM, Quarantined, Source, about, files_below, guarded, plain, position, reason_of
 from hpcspec.surveys.gaia_tables import TABLES, Row, columns, rows
 from hpcspec.surveys.grids import linear_grid
 from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm, trimmed
@@ -106,9 +107,9 @@ class Parsed:
 def discover(folder: Path) -> list[Source]:
     """One source per table below `folder`, with the tables beside it; these are sources of their own only where they are
     beside none. Raises UserError if there is no table."""
-    tables = sorted(p for p in folder.rglob("*") if TABLES.search(p.name) and p.is_file()) if folder.is_dir() else []
+    tables = files_below(folder, TABLES)
     if not tables:
-        what = "holds no tables" if folder.is_dir() else "does not exist"
+        what = "holds no tables" if os.path.isdir(folder) else "does not exist"
         raise UserError(f"input folder {folder} {what}: give the folder that holds Gaia's XP files (CSV, ECSV, FITS, VOTable, "
                         "Parquet) with --input")  # fmt: skip
     beside: dict[tuple[Path, str], list[Path]] = {}

@@ -17,6 +17,7 @@ specutils takes GALAH's relative errors for absolute ones: a survey with a reade
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ from hpcspec.surveys.base import (
     Quarantined,
     Source,
     each_guarded,
+    files_below,
     opened,
     pick,
     plain,
@@ -65,9 +67,9 @@ def discover(folder: Path) -> list[Source]:
     Raises UserError if there is none, or specutils is not installed.
     """
     _specutils()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"input folder {folder} does not exist: give the folder that holds the spectra with --input")
-    paths = sorted(p for p in folder.rglob("*") if NAMES.search(p.name) and not p.name.startswith(".") and p.is_file())
+    paths = [p for p in files_below(folder, NAMES) if not p.name.startswith(".")]
     if not paths:
         raise UserError(f"input folder {folder} holds no FITS, ECSV, ASDF or text file: give the spectra's folder with --input")
     return [Source(str(path.relative_to(folder)), (path,)) for path in paths]

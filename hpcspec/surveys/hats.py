@@ -11,6 +11,9 @@ invert ZWARN and ZWARNING; its schema says so, and they are turned back.
 from __future__ import annotations
 
 import functools
+import logging
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,11 +25,14 @@ import pyarrow.parquet as pq
 
 from hpcspec.errors import UserError
 from hpcspec.surveys import multimodal_universe
-from hpcspec.surveys.base import Quarantined, Source, reason_of
+from hpcspec.surveys.base import Quarantined, Source, files_below, reason_of
 from hpcspec.surveys.multimodal_universe import CCDS, LAYOUTS, Row, lost, missing, observed
 from hpcspec.surveys.observation import BadObject, Observation
 
+log = logging.getLogger(__name__)
+
 TITLE = "Multimodal Universe (HATS/Parquet)"
+NAMES = re.compile(r"\.parquet$")
 PROPERTIES = ("hats.properties", "properties")
 TABLES = ("object", "source")  # dataproduct_type of a catalogue that holds objects
 ROWS = 256
@@ -44,7 +50,7 @@ def holds(path: Path) -> bool:
 
 def files(folder: Path) -> list[Path]:
     """All of them below `folder`, sorted, without those that repeat objects."""
-    return sorted(p for p in folder.rglob("*.parquet") if holds(p) and p.is_file() and _is_table(folder, p))
+    return [p for p in files_below(folder, NAMES) if holds(p) and _is_table(folder, p)]
 
 
 def found(folder: Path) -> bool:
@@ -125,7 +131,7 @@ def _properties(folder: Path, below: Path) -> dict[str, str]:
     """The properties of the catalogue that `below` is in, no higher than `folder`; {} if there is none."""
     for root in (below, *below.parents):
         for name in PROPERTIES:
-            if (root / name).is_file():
+            if os.path.isfile(root / name):
                 return _parsed(root / name)
         if root == folder:
             break
@@ -134,7 +140,12 @@ def _properties(folder: Path, below: Path) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _parsed(path: Path) -> dict[str, str]:
-    lines = (line.partition("=") for line in path.read_text(errors="replace").splitlines() if not line.startswith("#"))
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        log.warning("%s is left out: %s", path, error.strerror)
+        return {}
+    lines = (line.partition("=") for line in text.splitlines() if not line.startswith("#"))
     return {key.strip(): value.strip() for key, equals, value in lines if equals}
 
 

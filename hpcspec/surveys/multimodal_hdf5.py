@@ -4,6 +4,7 @@ the columns mean."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,12 +30,12 @@ def holds(path: Path) -> bool:
 
 def files(folder: Path) -> list[Path]:
     """All of them below `folder`, sorted."""
-    return sorted(path for path in folder.rglob("healpix=*/*") if holds(path) and path.is_file())
+    return sorted(path for path in folder.rglob("healpix=*/*") if holds(path) and os.path.isfile(path))
 
 
 def found(folder: Path) -> bool:
     """Whether `folder` holds any."""
-    return any(holds(path) for path in folder.rglob("healpix=*/*"))
+    return bool(files(folder))
 
 
 def labels(survey: str, folder: Path) -> frozenset[str]:

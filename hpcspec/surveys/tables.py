@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 
 from hpcspec.errors import UserError
-from hpcspec.surveys.base import FAULTS, UNPACK, plain
+from hpcspec.surveys.base import FAULTS, UNPACK, files_below, plain
 from hpcspec.surveys.observation import BadObject
 
 Column: TypeAlias = "pa.Array | pa.ChunkedArray"
@@ -45,9 +46,9 @@ def files(folder: Path, names: re.Pattern[str], what: str) -> list[Path]:
 
     Raises UserError if the folder is missing or holds none.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"input folder {folder} does not exist: give the folder that holds {what} with --input")
-    found = sorted(p for p in folder.rglob("*") if names.search(p.name) and p.is_file())
+    found = files_below(folder, names)
     if not found:
         raise UserError(f"input folder {folder} holds no {what}: give the folder that holds them with --input")
     return found

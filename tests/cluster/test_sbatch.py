@@ -15,6 +15,7 @@ from hpcspec.cluster.run import Run
 from hpcspec.cluster.site import Resources, Site
 from hpcspec.config import load
 from hpcspec.submit import main
+from hpcspec.surveys import SURVEYS
 from tests.cluster.project import scripts
 
 REPO = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ CONFIGS = REPO / "configs"
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = os.environ.get("HPCSPEC_UPDATE_GOLDEN") == "1"
 STEPS = ["ingest-lamost", "pretrain", "adapt", "catalog-lamost", "merge-lamost"]
+WITH_ARRAY = ["read-lamost", *STEPS]
 
 
 def names(group: str) -> list[str]:
@@ -58,8 +60,8 @@ def dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.mark.parametrize("site", ["default", "gpu-cluster"])
 def test_the_scripts_are_the_golden_ones(dry_run, tmp_path: Path, site: str) -> None:  # noqa: ANN001
-    made = dry_run("lamost", "--site", site)
-    assert list(made) == STEPS
+    made = dry_run("lamost", "--site", site, "--set", "ingest.array=200")
+    assert list(made) == WITH_ARRAY
     for name, text in made.items():
         text = text.replace(str(tmp_path), "{FOLDER}").replace(sys.executable, "{PYTHON}")
         path = GOLDEN / site / f"{name}.sbatch"
@@ -71,7 +73,7 @@ def test_the_scripts_are_the_golden_ones(dry_run, tmp_path: Path, site: str) -> 
 
 def test_there_are_no_other_golden_files() -> None:
     assert {p.relative_to(GOLDEN).as_posix() for p in GOLDEN.rglob("*.sbatch")} == {
-        f"{site}/{step}.sbatch" for site in ("default", "gpu-cluster") for step in STEPS
+        f"{site}/{step}.sbatch" for site in ("default", "gpu-cluster") for step in WITH_ARRAY
     }
 
 
@@ -96,8 +98,18 @@ def test_every_model_and_training_is_dry_run(dry_run, key: str) -> None:  # noqa
     assert list(dry_run("lamost", "--set", key)) == STEPS
 
 
-def test_every_survey_has_a_pipeline() -> None:
-    assert set(names("surveys")) <= set(names("pipelines"))
+@pytest.mark.parametrize("survey", names("surveys"))
+def test_every_survey_is_dry_run(
+    survey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.yaml").write_text(f"surveys: [{survey}]\n")
+    assert main(["ingest", "--config", "one.yaml", "--input", ".", "--dry-run"]) == 0
+    assert list(scripts(capsys.readouterr().out)) == [f"ingest-{survey}"]
+
+
+def test_every_reader_has_a_configuration() -> None:
+    assert set(names("surveys")) == set(SURVEYS) and set(names("pipelines")) - {"demo"} <= set(SURVEYS)
 
 
 def test_what_a_site_says_reaches_the_script(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ class Testbed:
             "SLURM_CONF": str(self.root / "etc/slurm.conf"),
             # Open MPI leaves out the loopback between hosts, and on this cluster it is the network
             "OMPI_MCA_btl_tcp_if_include": "lo",
+            # more ranks than cores: those that wait must not spin
+            "OMPI_MCA_mpi_yield_when_idle": "1",
         }
 
     def up(self) -> dict[str, str]:

@@ -26,8 +26,8 @@ Write = Callable[[Path, int], Path]
 @dataclass(frozen=True)
 class Kind:
     """One layout: its survey; `write(folder, k)` puts copy k there and returns the file that may be damaged; what the file is
-    ("fits", "text", "hdf5", "parquet", "votable", "packed", "tar"); whether it has checksums; whether a line of it belongs to
-    one object alone; whether every epoch is asked for."""
+    ("fits", "images", "text", "hdf5", "parquet", "votable", "packed", "tar"); whether it has checksums; whether a line of it
+    belongs to one object alone; whether every epoch is asked for; whether the file only tells more of objects in another."""
 
     survey: str
     write: Write
@@ -35,6 +35,7 @@ class Kind:
     checked: bool = False
     by_line: bool = False
     epochs: bool = False
+    companion: bool = False
 
 
 @functools.cache
@@ -126,10 +127,6 @@ def gaia(write: Callable[..., Path], name: str) -> Write:
 def gaia_sampled(folder: Path, k: int) -> Path:
     rows = [gaia_layouts.sampled(gaia_layouts.BOTH + 4096 * k + i) for i in range(2)]
     return gaia_layouts.to_csv(rows, folder / f"XP_SAMPLED_{k}.csv")
-
-
-def curves(write: Callable[[Path], None], name: str, *labels: tuple[str, str]) -> Write:
-    return relabelled(write, name, *labels)
 
 
 def variables(folder: Path) -> None:
@@ -243,13 +240,50 @@ def parquet(survey: str) -> Write:
     return copy
 
 
+def beside(write: Write, name: str, table: Callable[[Path, int], object]) -> Write:
+    """A copy with a table about it beside, in a folder of its own; the table is what may be damaged."""
+
+    def copy(folder: Path, k: int) -> Path:
+        own = folder / f"set{k:02d}"
+        own.mkdir()
+        write(own, k)
+        path = own / name.format(k=k)
+        table(path, k)
+        return path
+
+    return copy
+
+
+def fits_table(**columns: Callable[[int], list]) -> Callable[[Path, int], object]:
+    """A writer of a FITS table whose columns are functions of the copy's number."""
+
+    def write(path: Path, k: int) -> None:
+        made = {name: np.array(values(k)) for name, values in columns.items()}
+        hdus = fits.HDUList([fits.PrimaryHDU(), layouts.table({n: v.astype("S") if v.dtype.kind == "U" else v for n, v in made.items()})])
+        hdus.writeto(path)
+
+    return write
+
+
+def lines(*rows: str) -> Callable[[Path, int], object]:
+    return lambda path, k: curve_layouts.lines(path, [row.format(k=k) for row in rows])
+
+
+def photometry(write: Callable[..., Path]) -> Callable[[Path, int], object]:
+    def table(path: Path, k: int) -> None:
+        rows = [{**row, "source_id": row["source_id"] + 4096 * (k + 1)} for row in gaia_layouts.sources()]
+        write(gaia_layouts.photometry(rows), path)
+
+    return table
+
+
 L, C, G = layouts, curve_layouts, gaia_layouts
 SDSS = relabelled(L.sdss_lite, "spec-3655-55240-{k:04d}.fits", ("4115164797179547648", "41151647971795476{k:02d}"))
 FULL = relabelled(L.sdss_full, "spec-3655-55240-{k:04d}.fits", ("4115164797179547648", "41151647971795476{k:02d}"))
 STAR = ("2M00452143+1634446", "2M00452143+16344{k:02d}")
 FIBER = ("FIBERID =                    2", "FIBERID = {k:20d}")
 IMAGE = relabelled(L.lamost_image, "spec-{k}.fits", ("740103002", "7401030{k:02d}"))
-PATROL = curves(C.patrol_1, "light_curve_{k:04d}.csv")
+PATROL = relabelled(C.patrol_1, "light_curve_{k:04d}.csv")
 KINDS: dict[str, Kind] = {
     "sdss_lite": Kind("sdss", SDSS, "fits"),
     "sdss_full": Kind("sdss", FULL, "fits", epochs=True),
@@ -259,13 +293,13 @@ KINDS: dict[str, Kind] = {
     "desi_spectra": Kind("desi", desi("spectra"), "fits"),
     "desi_exposures": Kind("desi", desi("spectra"), "fits", epochs=True),
     "desi_coadd.gz": Kind("desi", packed(desi("coadd")), "packed", checked=True),
-    "apStar": Kind("apogee", relabelled(L.apstar, "apStar-{k}.fits", STAR), "fits", epochs=True),
+    "apStar": Kind("apogee", relabelled(L.apstar, "apStar-{k}.fits", STAR), "images", epochs=True),
     "aspcapStar": Kind("apogee", relabelled(L.aspcapstar, "aspcapStar-{k}.fits", STAR), "fits"),
-    "apVisit": Kind("apogee", relabelled(L.apvisit, "apVisit-r13-5095-55844-{k:03d}.fits", STAR), "fits"),
-    "galah_dr3": Kind("galah", galah(L.galah_dr3), "fits"),
-    "galah_six": Kind("galah", galah(L.galah_six), "fits"),
-    "lamost_image": Kind("lamost", IMAGE, "fits"),
-    "lamost_dr1": Kind("lamost", relabelled(L.lamost_dr1, "spec-{k}.fits", FIBER), "fits"),
+    "apVisit": Kind("apogee", relabelled(L.apvisit, "apVisit-r13-5095-55844-{k:03d}.fits", STAR), "images"),
+    "galah_dr3": Kind("galah", galah(L.galah_dr3), "images"),
+    "galah_six": Kind("galah", galah(L.galah_six), "images"),
+    "lamost_image": Kind("lamost", IMAGE, "images"),
+    "lamost_dr1": Kind("lamost", relabelled(L.lamost_dr1, "spec-{k}.fits", FIBER), "images"),
     "lamost_table": Kind("lamost", relabelled(L.lamost_table, "spec-{k}.fits", ("740103002", "7401030{k:02d}")), "fits"),
     "lamost_image.gz": Kind("lamost", packed(IMAGE), "packed", checked=True),
     "lamost_image.bz2": Kind("lamost", packed(IMAGE, ".bz2"), "packed", checked=True),
@@ -279,10 +313,10 @@ KINDS: dict[str, Kind] = {
     "gaia_sampled": Kind("gaia", gaia_sampled, "text", by_line=True),
     "patrol_1": Kind("asassn", PATROL, "text"),
     "patrol_1.gz": Kind("asassn", packed(PATROL), "packed", checked=True),
-    "patrol_2": Kind("asassn", curves(C.patrol_2, "{k:04d}-light-curves.csv", ("223339338105", "2233393381{k:02d}")), "text"),
-    "pyasassn": Kind("asassn", curves(C.pyasassn, "star{k}.csv", ("12702", "120{k:02d}")), "text"),
-    "variables": Kind("asassn", curves(variables, "ASASSN-VJ1816{k:02d}.06-202117.6.dat"), "text"),
-    "asas": Kind("asas", curves(asas, "{k:06d}.dat"), "text"),
+    "patrol_2": Kind("asassn", relabelled(C.patrol_2, "{k:04d}-light-curves.csv", ("223339338105", "2233393381{k:02d}")), "text"),
+    "pyasassn": Kind("asassn", relabelled(C.pyasassn, "star{k}.csv", ("12702", "120{k:02d}")), "text"),
+    "variables": Kind("asassn", relabelled(variables, "ASASSN-VJ1816{k:02d}.06-202117.6.dat"), "text"),
+    "asas": Kind("asas", relabelled(asas, "{k:06d}.dat"), "text"),
     "asas_archive": Kind("asas", asas_archive, "tar", checked=True),
     "asas_tar": Kind("asas", asas_tar, "tar"),
     "eros": Kind("eros", eros, "text", by_line=True),
@@ -291,7 +325,7 @@ KINDS: dict[str, Kind] = {
     "many_fits": Kind("light_curves", many("fits"), "fits"),
     "many_votable": Kind("light_curves", many("vot"), "votable"),
     "many_parquet": Kind("light_curves", many("parquet"), "parquet"),
-    "one": Kind("light_curves", curves(C.generic_one, "GJ {k}.txt"), "text"),
+    "one": Kind("light_curves", relabelled(C.generic_one, "GJ {k}.txt"), "text"),
 } | {
     **{f"hdf5_{s}": Kind(s, hdf5(s), "hdf5") for s in mmu_layouts.TABLES},
     "hdf5_chunked": Kind("sdss", hdf5("sdss", chunks=True, compression="gzip", fletcher32=True), "hdf5"),
@@ -299,9 +333,32 @@ KINDS: dict[str, Kind] = {
     "hats_checked": Kind("sdss", hats("sdss", "structs", write_page_checksum=True, row_group_size=2), "parquet"),
     "parquet": Kind("desi", parquet("desi"), "parquet"),
 }  # fmt: skip
+STELLAR = {"TEFF": lambda k: [5000.0, 4000.0 + k], "LOGG": lambda k: [4.5, 3.0], "FE_H": lambda k: [0.0, -1.0]}
+KINDS |= {
+    name: Kind(survey, write, form, companion=True)
+    for name, survey, form, write in (
+        ("redrock", "desi", "fits", desi("coadd", companion=True)),
+        ("zall", "desi", "fits", beside(desi("spectra"), "zall-{k}.fits", fits_table(
+            TARGETID=lambda k: [1000 * k + 2, 1000 * k + 1], Z=lambda k: [0.5, 1.5], ZERR=lambda k: [1e-4, 2e-4],
+            ZWARN=lambda k: [0, 4], SPECTYPE=lambda k: ["STAR", "QSO"], SURVEY=lambda k: ["main", "sv3"]))),
+        ("allStar", "apogee", "fits", beside(KINDS["apStar"].write, "allStar-{k}.fits", fits_table(
+            APOGEE_ID=lambda k: ["2M99999999+9999999", STAR[1].format(k=k)], TELESCOPE=lambda k: ["apo25m", "lco25m"], **STELLAR))),
+        ("galah_main", "galah", "fits", beside(KINDS["galah_dr3"].write, "GALAH_DR3_main_{k}.fits", fits_table(
+            SOBJECT_ID=lambda k: [1, 161013005401300 + k], RA=lambda k: [1.0, 2.0], DEC=lambda k: [3.0, 4.0], **STELLAR))),
+        ("gaia_source.csv", "gaia", "text", beside(KINDS["gaia_csv"].write, "gaia_source.csv", photometry(G.to_csv))),
+        ("gaia_source.fits", "gaia", "fits", beside(KINDS["gaia_columns"].write, "gaia_source.fits", photometry(G.to_fits))),
+        ("variables.csv", "asassn", "text", beside(KINDS["variables"].write, "variables.csv", lines(
+            "asassn_name,raj2000,dej2000,mean_vmag,amplitude,period,variable_type",
+            "ASASSN-V J181699.06-202117.6,1,2,14.15,0.35,1.5,M", "ASASSN-V J1816{k:02d}.06-202117.6,274.2,-20.3,14.1,0.3,1.5,RRAB"))),
+        ("classes.dat", "asas", "text", beside(KINDS["asas"].write, "classes.dat", lines(
+            "filename,class,period", "999999,Mira,300.5", "{k:06d},RR_Lyrae_FM,0.5"))),
+        ("things.csv", "eros", "text", beside(eros, "things.csv", lines(C.FEATURES, *(
+            "{k}_%d,135.0,19.1,18.8,5.0,40.0,30.0,-0.0,30.0,36.0,2.0,3.0,1.0,4.0" % i for i in range(3))))),
+    )
+}  # fmt: skip
 if importlib.util.find_spec("specutils"):
     KINDS |= {
-        "generic_fits": Kind("generic", generic_plain, "fits"),
+        "generic_fits": Kind("generic", generic_plain, "images"),
         "generic_table": Kind("generic", generic_table("fits"), "fits"),
         "generic_ecsv": Kind("generic", generic_table("ecsv"), "text"),
     }

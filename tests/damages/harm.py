@@ -8,7 +8,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -26,12 +26,13 @@ TEXTS = {"NUL": "ab\0cd", "newline": "ab\ncd", "long": LONG, "escape": "\x1b[31m
 
 @dataclass(frozen=True)
 class Damage:
-    """One damage of a file. `loose`: what still comes out of the file may differ from what was in it, without a checksum
-    nobody can tell; otherwise it may be absent, but not different."""
+    """One damage of a file. `loose`: what still comes out of the file may differ from what was in it, for without a checksum
+    nobody can tell; otherwise it may be absent, but not different. `by_line`: of a table of text, one line is damaged."""
 
     name: str
-    harm: Harm
+    harm: Harm = field(repr=False)
     loose: bool = False
+    by_line: bool = False
 
 
 def on_bytes(change: Callable[[bytearray, np.random.Generator], bytes | bytearray]) -> Harm:
@@ -59,12 +60,13 @@ def zeroed(data: bytearray, rng: np.random.Generator) -> bytearray:
     return data
 
 
+TRUNCATE = on_bytes(truncate)
 BYTES = [
-    *(Damage(f"truncated {i}", on_bytes(truncate)) for i in (1, 2)),
+    *(Damage(f"truncated {i}", TRUNCATE) for i in (1, 2)),
     Damage("cut by a byte", on_bytes(lambda data, rng: data[:-1])),
     Damage("flip head", flip(0, 0.1), True),
-    Damage("flip middle", flip(0.1, 0.9), True),
-    Damage("flip end", flip(0.9, 1), True),
+    Damage("flip middle", flip(0.3, 0.9), True, True),
+    Damage("flip end", flip(0.9, 1), True, True),
     Damage("flip anywhere", flip(0, 1), True),
     Damage("zeroed", on_bytes(zeroed), True),
     Damage("empty", on_bytes(lambda data, rng: b"")),
@@ -110,9 +112,9 @@ PATHS = [
     Damage("link to the root", moved(lambda path: path.symlink_to("/dev", True))),
     Damage("link to a device", moved(lambda path: path.symlink_to("/dev/zero"))),
     Damage("not readable", lambda path, rng: path.chmod(0)),
-    Damage("spaces", named("a b ")),
-    Damage("quotes", named("a'b\"c`$(x)")),
-    Damage("newline", named("a\nb\t")),
+    Damage("spaces", named("a b "), True),
+    Damage("quotes", named("a'b\"c`$(x)"), True),
+    Damage("newline", named("a\nb\t"), True),
     Damage("not UTF-8", lambda path, rng: os.rename(path, os.path.join(os.fsencode(path.parent), b"\xff\xe9" + os.fsencode(path.name)))),
     Damage("long name", lambda path, rng: path.rename(path.with_name("n" * (250 - len(path.name)) + path.name)) and None),
 ]  # fmt: skip
@@ -206,7 +208,10 @@ def retyped(hdus: fits.HDUList, rng: np.random.Generator) -> fits.HDUList:
 
 
 def without(hdus: fits.HDUList, rng: np.random.Generator) -> None:
-    hdus.pop(int(rng.integers(1, len(hdus))) if len(hdus) > 1 else 0) if len(hdus) > 1 else hdus.append(hdus[0].copy())
+    if len(hdus) > 1:
+        hdus.pop(int(rng.integers(1, len(hdus))))
+    else:
+        hdus[0].data = None
 
 
 def texts_of_tables(text: str) -> Harm:
@@ -245,7 +250,7 @@ ARRAYS = [
     *(Damage(f"without an HDU {i}", rewritten(without), True) for i in (1, 2)),
     Damage("no values", rewritten(no_values), True),
 ]  # fmt: skip
-TABLE_TEXTS = [Damage(f"texts {name}", texts_of_tables(text), True) for name, text in TEXTS.items()]
+TEXTS_OF_TABLES = [Damage(f"texts {name}", texts_of_tables(text), True) for name, text in TEXTS.items()]
 
 
 def gzip_of_gzip(path: Path, rng: np.random.Generator) -> None:
@@ -267,7 +272,7 @@ def cell(value: str, header: bool = False) -> Harm:
     """One cell of one row, or of the header, is this one."""
 
     def change(lines: list[str], rng: np.random.Generator) -> list[str]:
-        heads = [i for i, line in enumerate(lines) if not line.startswith("#")]
+        heads = [i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")]
         row = heads[0] if header else int(rng.choice(heads[1:]))
         parts = re.split(r'("[^"]*"|[^,\s]+)', lines[row])
         parts[2 * int(rng.integers(len(parts) // 2)) + 1] = value
@@ -278,12 +283,12 @@ def cell(value: str, header: bool = False) -> Harm:
 
 def scrambled(lines: list[str], rng: np.random.Generator) -> list[str]:
     """Rows in another order."""
-    start = next(i for i, line in enumerate(lines) if not line.startswith("#")) + 1
+    start = next(i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")) + 1
     return [*lines[:start], *rng.permutation(np.array(lines[start:], object)).tolist()]
 
 
 LINES = [
-    *(Damage(f"cell {value[:5]!r}", cell(value), True) for value in CELLS),
+    *(Damage(f"cell {value[:5]!r}", cell(value), True, "\0" not in value and '"' not in value) for value in CELLS),
     *(Damage(f"header {value[:5]!r}", cell(value, True), True) for value in ("", "abc", "\0", LONG, '"')),
     Damage("scrambled", lined(scrambled), True),
     Damage("rows twice", lined(lambda lines, rng: [line for line in lines for _ in (0, 1 if line[:1].isdigit() else 0)][: 2 * len(lines)]), True),
@@ -452,24 +457,21 @@ TAR = [
     Damage("no type", tar_header(156, b"?"), True), Damage("above", tar_header(0, b"../../../x.dat\0"), True),
 ]  # fmt: skip
 
-PACKED = [Damage("packed again", gzip_of_gzip, False)]
-OWN = {"text": LINES, "hdf5": HDF5, "parquet": PARQUET, "votable": VOTABLE, "tar": TAR, "packed": PACKED}
-IMAGES = {"apStar", "apVisit", "galah_dr3", "galah_six", "lamost_image", "lamost_dr1", "generic_fits"}
-PATHS_OF = {"sdss_lite", "desi_coadd", "apStar", "galah_dr3", "lamost_image", "gaia_csv", "patrol_1", "asas", "eros", "many_csv",
-            "generic_table", "hdf5_sdss", "hats_sdss"}  # fmt: skip
+PACKED = [Damage("packed again", gzip_of_gzip)]
+HDUS = [HEADERS[f"{name} = {value}"] for name, value in CARDS] + ARRAYS
+OWN = {"images": [d for d in HDUS if not re.search("PCOUNT|GCOUNT|XTENSION", d.name)], "text": LINES, "hdf5": HDF5,
+       "fits": HDUS + [HEADERS[f"{name} = {value}"] for name, value in TABLE_CARDS] + TEXTS_OF_TABLES,
+       "parquet": PARQUET, "votable": VOTABLE, "tar": TAR, "packed": PACKED}  # fmt: skip
+# Layouts whose files become something else too, one for each reader.
+MOVED = {"sdss_lite", "desi_coadd", "apStar", "galah_dr3", "lamost_image", "gaia_csv", "patrol_1", "asas", "eros", "many_csv",
+         "generic_table", "hdf5_sdss", "hats_sdss"}  # fmt: skip
 
 
 def damages(name: str, kind: Kind) -> list[Damage]:
     """Everything that is done to files of one layout."""
-    if kind.form == "fits":
-        images = {f"{n} = {v}" for n, v in CARDS}
-        own = [d for key, d in HEADERS.items() if key in images or name not in IMAGES]
-        if name in IMAGES:
-            own = [d for d in own if not re.search("[PG]COUNT|XTENSION", d.name) or name not in ("lamost_image", "lamost_dr1", "generic_fits")]
-        own += ARRAYS + (TABLE_TEXTS if name not in IMAGES else [])
-    else:
-        own = OWN[kind.form] if kind.form != "tar" or not kind.checked else []
-    every = BYTES + own + (PATHS if name in PATHS_OF else [])
+    own = [] if kind.form == "tar" and kind.checked else OWN[kind.form]
+    paths = PATHS if kind.survey != "galah" else [replace(d, loose=True) for d in PATHS]  # with one of its four files gone
+    every = [*BYTES, *own, *(paths if name in MOVED else ())]
     if kind.checked:
-        return [Damage(d.name, d.harm, d.loose and d.name in ("noise after", "twice")) for d in every]
-    return every
+        return [replace(d, loose=d.name in ("noise after", "twice")) for d in every]
+    return [replace(d, loose=d.loose or (kind.form == "text" and d.harm is TRUNCATE)) for d in every]

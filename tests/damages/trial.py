@@ -38,19 +38,20 @@ SECONDS = 60  # for a dozen files; less than one is usual
 PATCH, BUDGET = 16, 64
 NOBODY = 65534
 ROOT = Path(__file__).parents[2]
-PRELOAD = [f"hpcspec.surveys.{name}" for name in (*SURVEYS, "hats", "multimodal_hdf5")] + ["astropy.io.votable", "astropy.io.ascii"]
-PRELOAD += ["specutils"] if importlib.util.find_spec("specutils") else []
+PRELOAD = [*(f"hpcspec.surveys.{name}" for name in (*SURVEYS, "hats", "multimodal_hdf5")), "astropy.io.votable",
+           "astropy.io.ascii", *(["specutils"] if importlib.util.find_spec("specutils") else [])]  # fmt: skip
 
 
 @dataclass
 class Outcome:
     """What an ingest gave: its books, the objects by identifier and the files they came from, the quarantined rows, what was
-    found to be wrong, or the error it ended with; and the objects of the files as they were before they were damaged."""
+    found to be wrong, or the error it ended with; and the objects as they were before, with their files' names."""
 
     counts: Counts | None = None
     objects: dict[str, Observation] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     sound: dict[str, Observation] = field(default_factory=dict)
+    files: dict[str, set[str]] = field(default_factory=dict)
     quarantined: list[dict[str, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     refused: str = ""
@@ -68,7 +69,8 @@ class Trials:
         also when the process hung or died. `nobody`: as a user who may not read everything."""
         assert self._process.stdin and self._process.stdout
         result = out.with_name(out.name + ".outcome")
-        trial = {"survey": survey, "sound": str(sound), "source": str(source), "out": str(out), "epochs": epochs, "nobody": nobody, "result": str(result)}
+        trial = {"survey": survey, "sound": str(sound), "source": str(source), "out": str(out), "epochs": epochs,
+                 "nobody": nobody, "result": str(result)}  # fmt: skip
         print(json.dumps(trial), file=self._process.stdin, flush=True)
         ended = self._process.stdout.readline().strip()
         return pickle.loads(result.read_bytes()) if ended == "exit 0" else Outcome(faults=[ended or "no answer"])
@@ -97,12 +99,13 @@ def serve() -> None:
 
 def _run(survey: str, sound: str, source: str, out: str, epochs: bool, nobody: bool, result: str) -> None:
     torch.set_num_threads(1)
-    outcome = Outcome(sound=_read(survey, Path(sound), epochs))
-    if nobody and os.getuid() == 0:
-        os.setuid(NOBODY)
+    outcome = Outcome()
     try:
         with redirect_stdout(io.StringIO()):
-            _fill(outcome, survey, Path(source), Path(out), epochs)
+            _read(outcome, survey, Path(sound), epochs)
+            if nobody and os.getuid() == 0:
+                os.setuid(NOBODY)
+            _ingest(outcome, survey, Path(source), Path(out), epochs)
     except UserError as error:
         outcome.refused = str(error)
         outcome.quarantined = quarantined_rows(Path(out))
@@ -112,14 +115,18 @@ def _run(survey: str, sound: str, source: str, out: str, epochs: bool, nobody: b
     os._exit(0)
 
 
-def _read(survey: str, folder: Path, epochs: bool) -> dict[str, Observation]:
-    """What the reader gives, as a shard would give it back."""
-    found = (item for source in discover(survey, folder, epochs) for item in read(survey, source))
-    objects = collect([(one, 0, 0) for one in found if isinstance(one, Observation)], ["x"])
-    return {one.object_id: replace(one, survey=survey) for one in objects}
+def _read(outcome: Outcome, survey: str, folder: Path, epochs: bool) -> None:
+    """The objects of sound files as a shard would give them back."""
+    found: list[Observation] = []
+    for source in discover(survey, folder, epochs):
+        ones = [item for item in read(survey, source) if isinstance(item, Observation)]
+        outcome.files |= {one.object_id: {str(p.relative_to(folder)) for p in source.paths} for one in ones}
+        found += ones
+    objects = collect([(one, 0, 0) for one in found], ["x"])
+    outcome.sound = {one.object_id: replace(one, survey=survey) for one in objects}
 
 
-def _fill(outcome: Outcome, survey: str, source: Path, out: Path, epochs: bool) -> None:
+def _ingest(outcome: Outcome, survey: str, source: Path, out: Path, epochs: bool) -> None:
     outcome.counts = ingest(survey, source, out, 64.0, epochs=epochs)
     outcome.quarantined = quarantined_rows(out)
     if not examine(out):

@@ -101,7 +101,7 @@ def collected(ones: Sequence[Observation]) -> Objects:
     return collect([(one, i % 2, i // 2) for i, one in enumerate(ones)], ["a.fits", "b.fits"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ones=observations(), compression=st.sampled_from(list(FILTERS)))
 def test_whatever_is_written_comes_back_bit_for_bit(ones: list[Observation], compression: str, tmp_path_factory) -> None:
     path = shard(tmp_path_factory.mktemp("shard") / "sdss-00000.h5", ones, compression)
@@ -135,7 +135,7 @@ def grids_of(objects: Objects) -> list[Grid | None]:
     return [objects.grid_of(g) if g >= 0 else None for g in objects.grid.tolist()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ends=st.tuples(st.integers(0, 12), st.integers(0, 12)), columns=st.sets(st.sampled_from(list(COLUMNS))),
        table=st.booleans(), cuts=st.lists(st.floats(0, 1), max_size=4))  # fmt: skip
 def test_a_part_is_read_as_it_is_in_the_whole(mixed: Path, ends, columns: set[str], table: bool, cuts: list[float]) -> None:
@@ -156,7 +156,7 @@ def test_a_part_is_read_as_it_is_in_the_whole(mixed: Path, ends, columns: set[st
             first, last = int(bare.pixels[0]), int(bare.pixels[-1])
             edges = [0, *sorted(int(c * (last - first)) for c in cuts), last - first]
             places = [np.empty((2, b - a), np.float32) for a, b in zip(edges, edges[1:], strict=False)]
-            opened.fill(first, last, places)
+            opened.fill(first, last, *zip(*places, strict=True))
             assert np.concatenate(places, axis=1).tobytes() == part.samples.tobytes()
 
 
@@ -164,7 +164,7 @@ def test_more_places_than_one_read_can_fill(tmp_path: Path) -> None:
     one = spectrum(pixels=3 * os.sysconf("SC_IOV_MAX") + 7)
     with Shard.open(shard(tmp_path / "sdss-00000.h5", [spectrum(1), one])) as opened:
         begin, places = 120, [np.empty((2, 1), np.float32) for _ in range(len(one.arms[0].flux))]
-        opened.fill(begin, begin + len(places), places)
+        opened.fill(begin, begin + len(places), *zip(*places, strict=True))
         assert np.concatenate(places, axis=1).tobytes() == np.stack([one.arms[0].flux, one.arms[0].ivar]).tobytes()
 
 
@@ -212,7 +212,7 @@ def test_mpi_io_reads_the_same_bytes(tmp_path: Path) -> None:
     assert sorted(done.stdout.split("\n")[:-1]) == sorted(f"{rank} {d}" for rank in range(2) for d in wanted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ones=observations(), data=st.data())
 def test_objects_taken_in_any_order_are_the_same_objects(ones: list[Observation], data: st.DataObject) -> None:
     order = data.draw(st.lists(st.integers(0, len(ones) - 1)) if ones else st.just([]))
@@ -223,7 +223,7 @@ def test_objects_taken_in_any_order_are_the_same_objects(ones: list[Observation]
     assert not differing(taken.take(number).take(np.argsort(number)), taken)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ones=observations(), data=st.data())
 def test_the_bytes_don_t_depend_on_how_the_objects_were_cut(ones: list[Observation], data, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("cut")
@@ -370,7 +370,7 @@ def test_a_shard_that_is_cut_short(tmp_path: Path, share: float, table: bool) ->
             open_again()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(name=st.sampled_from(["object/segments", "segment/pixels", "segment/first", "segment/grid"]), place=st.floats(0, 1),
        value=st.integers(-(2**31), 2**31 - 1) | st.integers(-(2**63), 2**63 - 1), table=st.booleans())  # fmt: skip
 def test_damaged_offsets_are_told_or_harmless(name: str, place: float, value: int, table: bool, tmp_path_factory) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from hpcspec.stream.index import DataIndex
 from tests.stream.cases import make_pool
+
+settings.register_profile("no deadline", deadline=None)  # on a busy machine a first call may take its time
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,17 @@ from tests.stream.cases import Case, cases, epochs_begun, packs_until, passed, t
 RANKS = 2
 
 
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_no_lane_runs_ahead_of_another(pool: DataIndex, data: st.DataObject) -> None:
+    case = data.draw(cases(pool, share=False))
+    size = data.draw(st.integers(1, min(8, case.order["lanes"])))
+    with case.rank(size - 1, size) as stream:
+        for _ in islice(stream, 3 * len(case.index) // size + 10):
+            epochs = [epoch for epoch, _, _ in stream.positions.values()]
+            assert max(epochs) - min(epochs) <= 1
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_every_selected_object_once_an_epoch_whatever_the_world_size(pool: DataIndex, data: st.DataObject) -> None:
@@ -44,7 +55,7 @@ def test_every_selected_object_once_an_epoch_whatever_the_world_size(pool: DataI
     assert delivered == case.everything(2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_each_lane_has_the_same_order_whatever_the_world_size(pool: DataIndex, data: st.DataObject) -> None:
     case = data.draw(cases(pool))

@@ -173,7 +173,7 @@ def arrange(units: Sequence[Unit], folder: Path, key: str, survey: str, mib: flo
     order = np.flatnonzero(kept)[np.lexsort((ids[kept], healpix[kept]))]
     ends = np.cumsum(size[order])
     count = max(1, round(int(ends[-1]) / (mib * MIB))) if len(order) else 0
-    cuts = np.linspace(0, ends[-1], count + 1)[1:-1] if count else []
+    cuts = np.linspace(0, ends[-1], count + 1)[1:-1] if count else np.zeros(0)
     edges = np.unique([0, *np.searchsorted(ends, cuts), len(order)]).tolist()
     place = np.full(len(ids), -1)
     place[order] = np.arange(len(order))

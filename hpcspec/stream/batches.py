@@ -13,7 +13,7 @@ import torch
 
 from hpcspec.shards.objects import Objects
 from hpcspec.stream.index import DataIndex, tokens_of
-from hpcspec.stream.packing import Memory, Packed, Packer, packed
+from hpcspec.stream.packing import Memory, Packed, Packer, packables
 from hpcspec.stream.stream import Block, BlockReader, Item, Stream
 from hpcspec.stream.tokens import Batch, tokenize
 
@@ -90,15 +90,23 @@ def in_order(index: DataIndex, numbers: np.ndarray, block: int = 64) -> Iterator
 
 def ordered_batches(index: DataIndex, numbers: np.ndarray, patch: int, budget: int) -> Iterator[Batch]:
     """The objects with these increasing numbers once, in batches of at most `budget` tokens (or one object), nothing hidden."""
+    packer = Packer()
+    samples: list[np.ndarray] = []
+
+    def batch() -> Batch:
+        together = torch.from_numpy(np.concatenate(samples, axis=1))
+        samples.clear()
+        return tokenize(packer.finish(together), patch)
+
     for some, objects in in_order(index, numbers):
-        ends = np.cumsum(tokens_of(objects.segments, objects.pixels, patch))
-        start = 0
-        while start < len(some):
-            used = ends[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, used + budget, side="right")))
-            part = objects if (start, stop) == (0, len(some)) else objects.take(np.arange(start, stop))
-            yield tokenize(packed(part, some[start:stop]), patch)
-            start = stop
+        tokens = tokens_of(objects.segments, objects.pixels, patch).tolist()
+        for number, one, count in zip(some.tolist(), packables(objects), tokens, strict=True):
+            if samples and packer.tokens + count > budget:
+                yield batch()
+            packer.add(one, number, 0, count)
+            samples.append(objects.samples[:, one.start : one.stop])
+    if samples:
+        yield batch()
 
 
 def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:

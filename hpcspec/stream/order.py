@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from hpcspec.errors import UserError
+
 
 class Blocks:
     """All blocks of at most `size` objects of shards that hold `counts` objects each, numbered through."""
@@ -38,8 +40,12 @@ def survey_weights(objects: Mapping[str, int], temperature: float, given: Mappin
     """How often an epoch passes over each survey's objects.
 
     With `temperature` T a survey of n objects gets a share of the epoch as n**(1/T): 1 leaves all as they are, a high one
-    gives every survey the same; the epoch keeps its length. `given` weights multiply.
+    gives every survey the same; the epoch keeps its length. `given` weights multiply. Raises UserError for one that is negative or of no survey.
     """
+    unknown = sorted(set(given) - set(objects))
+    if unknown or any(weight < 0 for weight in given.values()):
+        raise UserError(f"training.weights: {unknown[0]!r} is none of {', '.join(objects)}" if unknown
+                        else f"training.weights: a weight is negative: {dict(given)}")  # fmt: skip
     total = sum(objects.values())
     shares = {s: (n / total) ** (1 / temperature) for s, n in objects.items() if n}
     norm = sum(shares.values())

@@ -87,7 +87,7 @@ def test_packables_of_some_objects_lie_where_they_did() -> None:
         assert packable.table[:, 0].tolist() == [len(v) for v in values]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_packs_hold_what_the_shards_do_and_keep_the_budget(pool: DataIndex, data: st.DataObject) -> None:
     """…also after a restart, and although all of them are still held when they are looked at."""
@@ -120,7 +120,7 @@ def test_an_object_larger_than_the_budget_comes_alone(tmp_path: Path) -> None:
         assert_holds(pack, [ones[n] for n in pack.numbers])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_resumed_packs_are_the_same_to_the_last_bit(pool: DataIndex, data: st.DataObject) -> None:
     case, budget = data.draw(cases(pool)), data.draw(st.integers(1, 200))

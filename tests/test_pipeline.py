@@ -192,6 +192,7 @@ def test_each_epoch_is_an_object_where_the_configuration_says_so(tiny: Tiny, sub
     assert code == 2 and said.startswith("error: --set surveys.sdss: ") and "trained without it" in said
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_a_pipeline_without_labels_publishes_embeddings(tiny: Tiny, submit: Submit, tmp_path: Path) -> None:
     run = tiny.copy(tmp_path / "run")
     without = [f"--set=surveys.{survey}.labels={{}}" for survey in COUNTS]

@@ -40,7 +40,9 @@ def survey_weights(objects: Mapping[str, int], temperature: float, given: Mappin
     """How often an epoch passes over each survey's objects.
 
     With `temperature` T a survey of n objects gets a share of the epoch as n**(1/T): 1 leaves all as they are, a high one
-    gives every survey the same; the epoch keeps its length. `given` weights multiply. Raises UserError for one that is negative or of no survey.
+    gives every survey the same; the epoch keeps its length. `given` weights multiply.
+
+    Raises UserError for a weight that is negative or of no survey.
     """
     unknown = sorted(set(given) - set(objects))
     if unknown or any(weight < 0 for weight in given.values()):

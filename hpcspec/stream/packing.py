@@ -126,6 +126,9 @@ class Packer:
         return packed
 
 
+TOGETHER = 8
+
+
 class Memory:
     """Memory for the samples of packs, which is given out again when nothing refers to it any more."""
 

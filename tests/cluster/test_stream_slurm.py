@@ -210,8 +210,8 @@ def job(mpi_env: dict[str, str], package: Path, files: Path, tmp_path_factory: p
     launch = "PYTHONPATH={0} srun --mpi=pmix -n{1} --nodes={2} {3} -m {4} {5} {6} > {5}/{6}.log 2>&1"
     lines = [launch.format(paths[how], size, min(size, 4), sys.executable, MODULE, folder, how) for how, size in RANKS.items()]
     (folder / "job.sh").write_text("\n".join(["#!/bin/bash", "set -e", f"cd {REPO}", *lines]) + "\n")
-    done = subprocess.run(["sbatch", "--wait", "--nodes=4", "--ntasks-per-node=2", "--time=4", f"--output={folder}/job.log",
-                           str(folder / "job.sh")], env=mpi_env, capture_output=True, text=True, timeout=170)  # fmt: skip
+    done = subprocess.run(["sbatch", "--wait", "--nodes=4", "--ntasks-per-node=2", "--time=5", f"--output={folder}/job.log",
+                           str(folder / "job.sh")], env=mpi_env, capture_output=True, text=True, timeout=290)  # fmt: skip
     printed = {how: path.read_text() if (path := folder / f"{how}.log").exists() else "" for how in RANKS}
     assert done.returncode == 0, done.stderr + "\n".join(printed.values())[-6000:]
     seen = {how: [json.loads((folder / f"{how}-{rank}.json").read_text()) for rank in range(size)]
@@ -277,8 +277,8 @@ def trained(slurm: dict[str, str], folder: Path) -> subprocess.CompletedProcess[
     """Pretraining by two ranks, each of which finds the run folder in a folder of its own."""
     env = slurm | {"PYTHONPATH": str(REPO)}
     command = f"cd {folder}/$SLURM_PROCID && exec {sys.executable} {REPO}/jobs/pretrain.py --run run"
-    return subprocess.run(["srun", "--mpi=pmix", "-N2", "-n2", "--time=2", "bash", "-c", command], env=env, capture_output=True,
-                          text=True, timeout=90)  # fmt: skip
+    return subprocess.run(["srun", "--mpi=pmix", "-N2", "-n2", "--time=3", "bash", "-c", command], env=env, capture_output=True,
+                          text=True, timeout=150)  # fmt: skip
 
 
 def test_training_ends_on_all_ranks_where_one_cannot_read(slurm: dict[str, str], tmp_path: Path) -> None:

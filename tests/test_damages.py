@@ -93,10 +93,12 @@ def of_objects(outcome: Outcome, kind: Kind, folder: Path, done: dict[str, Damag
     faults = []
     differ = dict.fromkeys(done, 0)
     for object_id, before in outcome.sound.items():
-        hit = next((name for name in sorted(outcome.files[object_id]) if name in done), "")
+        own, *_ = files = outcome.files[object_id]
+        near = [f for f in files if not kind.companion or Path(f).parent == Path(own).parent]
+        hit = next((f for f in near if f in done), "")
         one = outcome.objects.get(object_id)
         if one is None:
-            if not hit or (kind.companion and kind.survey in KEEPS):
+            if not hit or (kind.companion and kind.survey in KEEPS and not done[hit].loose):
                 faults.append(f"{object_id} is lost, {hit} {done.get(hit)}")
         elif not hit:
             faults += [f"{object_id} of a sound file: {what}" for what in changed(one, before)]

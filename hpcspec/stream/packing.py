@@ -126,7 +126,6 @@ class Packer:
         return packed
 
 
-TOGETHER = 8
 
 
 class Memory:

@@ -84,6 +84,10 @@ def read(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
         first = 0
         for group in range(file.num_row_groups):
             length, done = file.metadata.row_group(group).num_rows, 0
+            if not _declares_its_rows(file, group):
+                yield Quarantined(str(path), "", f"damaged file: row group {group} declares {length} rows, its columns have others")
+                first += length
+                continue
             try:
                 for row in _rows(file, group, wanted):
                     done += 1
@@ -125,6 +129,13 @@ def _opened(path: Path) -> pq.ParquetFile:
     if path.stat().st_size == 0:
         raise BadObject("empty file")
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True)
+
+
+def _declares_its_rows(file: pq.ParquetFile, group: int) -> bool:
+    """Whether a row group has as many rows as its columns have values, those without lists."""
+    about = file.metadata.row_group(group)
+    flat = [i for i in range(about.num_columns) if file.schema.column(i).max_repetition_level == 0]
+    return all(about.column(i).num_values == about.num_rows for i in flat)
 
 
 def _properties(folder: Path, below: Path) -> dict[str, str]:

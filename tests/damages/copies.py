@@ -210,8 +210,8 @@ def own_ids(table: dict[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
     for name in ("object_id", "SPECOBJID", "TARGETID", "apogee_id", "source_id"):
         if name in out:
             ids = out[name]
-            numbered = [v.replace(b"5", b"%d" % (k % 10)).replace(b"3", b"%d" % (k // 10)) if isinstance(v, bytes) else v + 100 * k
-                        for v in ids.tolist()]  # fmt: skip
+            numbered = [v + 100 * k if isinstance(v, int) else b"%22d" % (int(v) + 100 * k) if v.strip().isdigit()
+                        else v.replace(b"+3009", b"+%04d" % k) for v in ids.tolist()]  # fmt: skip
             out[name] = np.array(numbered, ids.dtype)
     return out
 

@@ -120,14 +120,15 @@ PATHS = [
 ]  # fmt: skip
 
 
-def card(name: str, value: str, old: str = "") -> Harm:
-    """Another value of one of the header cards of this name, in as many characters."""
+def card(name: str, value: str) -> Harm:
+    """Another value of one of the header cards of this name (of a column that isn't there: of the first), in as many bytes."""
 
     def change(data: bytearray, rng: np.random.Generator) -> bytes:
-        found = list(re.finditer(rb"%-8s= .{20}" % name.encode() if name != "END" else rb"END {77}", bytes(data)))
+        there = name if f"{name:8}=".encode() in data or name == "END" else f"{name[:-1]}1"
+        found = list(re.finditer(rb"%-8s= .{20}" % there.encode() if name != "END" else rb"END {77}", bytes(data)))
         at = found[rng.integers(len(found))].start()
-        new = f"{name:8}= {value:>20}" if name != "END" else f"{value:80}"
-        return data[:at] + new.encode() + data[at + len(new) :]
+        new = (f"{there:8}= {value:>20}" if name != "END" else f"{value:80}").encode("latin-1")
+        return data[:at] + new + data[at + len(new) :]
 
     return on_bytes(change)
 

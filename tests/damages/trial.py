@@ -45,13 +45,13 @@ PRELOAD = [*(f"hpcspec.surveys.{name}" for name in (*SURVEYS, "hats", "multimoda
 @dataclass
 class Outcome:
     """What an ingest gave: its books, the objects by identifier and the files they came from, the quarantined rows, what was
-    found to be wrong, or the error it ended with; and the objects as they were before, with their files' names."""
+    found to be wrong, or the error it ended with; and the objects as they were before, with their files."""
 
     counts: Counts | None = None
     objects: dict[str, Observation] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     sound: dict[str, Observation] = field(default_factory=dict)
-    files: dict[str, set[str]] = field(default_factory=dict)
+    files: dict[str, list[str]] = field(default_factory=dict)
     quarantined: list[dict[str, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     refused: str = ""
@@ -120,7 +120,7 @@ def _read(outcome: Outcome, survey: str, folder: Path, epochs: bool) -> None:
     found: list[Observation] = []
     for source in discover(survey, folder, epochs):
         ones = [item for item in read(survey, source) if isinstance(item, Observation)]
-        outcome.files |= {one.object_id: {str(p.relative_to(folder)) for p in source.paths} for one in ones}
+        outcome.files |= {one.object_id: [str(p.relative_to(folder)) for p in source.paths] for one in ones}
         found += ones
     objects = collect([(one, 0, 0) for one in found], ["x"])
     outcome.sound = {one.object_id: replace(one, survey=survey) for one in objects}

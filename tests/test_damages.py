@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpcspec.surveys import SURVEYS
 from hpcspec.surveys.observation import Observation
-from tests.damages.copies import KINDS, Kind
-from tests.damages.harm import MOVED, PATHS, Damage, damages
+from tests.damages.copies import Kind
+from tests.damages.damage import PATHS, Damage
+from tests.damages.kinds import KINDS, MOVED, damages
 from tests.damages.trial import Outcome, Trials, invalid
 from tests.making import unlike
 
@@ -37,7 +39,7 @@ def trials() -> Iterator[Trials]:
 
 def sample(name: str) -> list[Damage]:
     """Some of a layout's damages, the same ones every time."""
-    every = damages(name, KINDS[name])
+    every = damages(name)
     if os.environ.get("HPCSPEC_ALL_DAMAGES"):
         return every
     chosen = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(every))[:SAMPLE]
@@ -160,7 +162,7 @@ def test_a_damaged_file_costs_its_own_objects_at_most(name: str, start: int, tri
 
 def test_there_are_enough_damages() -> None:
     assert sum(len(sample(name)) for name in KINDS) >= 300
-    assert {KINDS[name].survey for name in KINDS} >= {"sdss", "desi", "apogee", "galah", "lamost", "gaia", "asassn", "asas", "eros"}
+    assert {kind.survey for kind in KINDS.values()} >= SURVEYS.keys() - {"generic"}
 
 
 @pytest.fixture()
@@ -185,7 +187,8 @@ def test_what_may_not_be_read(name: str, trials: Trials, open_folder: Path) -> N
         hidden.mkdir()
         kind.write(hidden, k)
         hidden.chmod(mode)
-    outcome = trials.run(kind.survey, open_folder / "sound", open_folder / "damaged", open_folder / "out", kind.epochs, nobody=True)
-    faults = judge(outcome, kind, open_folder / "damaged", done)
+    sound, source = open_folder / "sound", open_folder / "damaged"
+    outcome = trials.run(kind.survey, sound, source, open_folder / "out", kind.epochs, nobody=True)
+    faults = judge(outcome, kind, source, done)
     assert not faults, "\n".join(faults)
     assert any("ermission" in row["reason"] for row in outcome.quarantined), outcome.quarantined

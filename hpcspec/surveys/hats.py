@@ -85,7 +85,7 @@ def read(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
         for group in range(file.num_row_groups):
             length, done = file.metadata.row_group(group).num_rows, 0
             if not _declares_its_rows(file, group):
-                yield Quarantined(str(path), "", f"damaged file: row group {group} declares {length} rows, its columns have others")
+                yield Quarantined(str(path), "", f"damaged file: row group {group} declares {length} rows, its columns others")
                 first += length
                 continue
             try:

@@ -172,4 +172,3 @@ def invalid(one: Observation) -> list[str]:
     if not one.object_id or not one.object_id.isprintable():
         faults.append("identifier")
     return faults
-

@@ -164,12 +164,13 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
 
 
 class _Joined:
-    """A label table against the objects: `known` (k,) numbers of the members it has, `rows` (k,) theirs in the table."""
+    """A label table against the objects: `known` (k,) numbers of the members it has, `rows` (k,) theirs in the table. An epoch
+    that has no row of its own has its object's."""
 
     def __init__(self, table: pa.Table, key: str, where: str, ids: np.ndarray, members: np.ndarray):
         self.table, self.where = table, where
         row = {k: i for i, k in reversed(list(enumerate(table.column(key).to_pylist())))}
-        at = np.array([row.get(i, -1) for i in ids[members].tolist()])
+        at = np.array([row.get(i, row.get(i.partition("@")[0], -1)) for i in ids[members].tolist()])
         self.known, self.rows = members[at >= 0], at[at >= 0]
 
     def words(self, column: str) -> list[str]:

@@ -55,7 +55,7 @@ FILTERS: dict[str, dict[str, Any]] = {
 
 
 def write_shard(path: Path, objects: Objects, survey: str, inputs: str, compression: str = "none") -> None:
-    """Write objects as one shard, atomically; the bytes depend on the arguments alone.
+    """Write objects as one shard, atomically; the bytes depend on the arguments and the version of HDF5 alone.
 
     Raises UserError if the file can't be written.
     """

@@ -302,7 +302,7 @@ def _settle(survey: str, units: Sequence[Unit], shards: Sequence[ShardPlan], rep
 
     Raises UserError if rows in ≠ objects + quarantined, or if there is no usable object.
     """
-    books = [read_json(folder / "units" / f"{unit.name}.json") for unit in units]
+    books: list[Any] = [read_json(folder / "units" / f"{unit.name}.json") for unit in units]
     bad = [*(row for b in books for row in b["quarantined"]), *map(asdict, repeated)]
     names = [f"{planned.name}.h5" for planned in shards]
     infos = {name: describe(folder / name, trust=False) for name in names}

@@ -322,11 +322,10 @@ class Shard:
         self._check(high <= self.info.grids)
         axes = np.stack([self._rows(f"grid/{name}", low, high).astype(np.float64) for name in ("kind", "start", "step")], axis=1)
         self._check(bool(np.all(axes[:, 0] < len(KINDS)) and np.all(axes[:, 0] >= 0)))
-        tables = np.flatnonzero(axes[:, 0] == 0)
-        offsets = self._rows("grid/offsets", low, high + 1) if len(tables) else None
         listed = {}
-        for g in np.intersect1d(tables, used - low).tolist():
-            listed[g] = self._rows("grid/values", int(offsets[g]), int(offsets[g + 1]))
+        for g in np.intersect1d(np.flatnonzero(axes[:, 0] == 0), used - low).tolist():
+            begin, end = self._rows("grid/offsets", low + g, low + g + 2).tolist()
+            listed[g] = self._rows("grid/values", begin, end)
         return np.where(grid >= 0, grid - low, -1).astype(grid.dtype) if low else grid, axes, listed
 
     def column(self, name: str) -> np.ndarray:

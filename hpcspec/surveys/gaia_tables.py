@@ -84,8 +84,7 @@ def columns(path: Path, wanted: Collection[str]) -> dict[str, np.ndarray]:
     ids = found.pop("source_id")
     if any(isinstance(i, float | np.floating) for i in ids):
         raise BadObject("source_id is a floating-point number, which rounds it")
-    ids = np.array(ids, np.int64)
-    return {"source_id": ids, **{n: np.array([number(c, n) for c in cells]) for n, cells in found.items()}}
+    return {"source_id": np.array(ids, np.int64), **{n: np.array([number(c, n) for c in cells]) for n, cells in found.items()}}
 
 
 def _sound(row: Row | BadObject) -> Row:

@@ -205,3 +205,12 @@ def test_values_that_no_file_has_are_a_user_error(tmp_path: Path) -> None:
 def test_where_no_column_is_mapped_nothing_is_read(index: DataIndex) -> None:
     labels = load_labels(index, {"desi": Survey(labels=Labels(path="no such file.csv")), "sdss": Survey()})
     assert labels.classes == [] and labels.values == {} and len(labels.object_class) == len(index)
+
+
+def test_epochs_have_the_labels_of_their_object(tmp_path: Path) -> None:
+    epochs = [spectrum(i, pixels=8, object_id=f"star-{i // 2}@{i}") for i in range(6)]
+    index = open_index([shard(tmp_path / "sdss-00000.h5", epochs)])
+    table = tmp_path / "labels.csv"
+    table.write_text("object_id,teff\nstar-0,5000\nstar-2,6000\nstar-2@5,6100\n")
+    labels = load_labels(index, {"sdss": Survey(labels=Labels(path=str(table), parameters={"teff": "teff"}))})
+    np.testing.assert_array_equal(labels.values["teff"], [5000, 5000, np.nan, np.nan, 6000, 6100])

@@ -18,7 +18,7 @@ from hpcspec.stream.stream import Block, BlockReader, Item, Stream
 from hpcspec.stream.tokens import Batch, tokenize
 
 T = TypeVar("T")
-AHEAD = 4  # packs whose samples are being read while one is used
+AHEAD = 1 << 23  # samples (64 MiB) that are being read while a pack is used: about what the open windows hold
 
 
 def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
@@ -42,15 +42,16 @@ def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
             item.block.assign(item.place, values, ivars, 4 * at)
         items.clear()
 
-    coming = 0  # how many of the next packs are all being read
+    coming = samples = 0  # how many of the next packs, and of samples in them, are being read
     while True:
-        while coming <= AHEAD:
+        while coming <= 1 or samples < AHEAD:
             if coming < len(planned) and all(block.reading for block in planned[coming][1]):
+                samples += planned[coming][0].samples.shape[1]
                 coming += 1
             else:
                 plan()
         ready, blocks = planned.popleft()
-        coming -= 1
+        coming, samples = coming - 1, samples - ready.samples.shape[1]
         for block in blocks:
             block.wait()
         yield ready

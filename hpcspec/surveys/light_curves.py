@@ -196,7 +196,8 @@ def _objects(path: Path, known: Roles, rows: _Rows) -> Iterator[Observation | Qu
     if known.unit == "mag":
         value = np.where(np.abs(value) < NO_MAGNITUDE, value, np.nan)
         error = np.where(error < NO_MAGNITUDE, error, np.nan)
-    scale = known.scale or ("jd" if np.nanmax(time, initial=0) > NO_MJD else "mjd")
+    known_times = time[np.isfinite(time)]
+    scale = known.scale or ("jd" if len(known_times) and np.median(known_times) > NO_MJD else "mjd")
     objects, names = rows.codes("object")
     bands, band_names = rows.codes("band")
     order, bounds = runs(objects)

@@ -70,7 +70,7 @@ def arrays(hdus: Iterable[fits.hdu.base.ExtensionHDU]) -> list[np.ndarray]:
 def filled(value: float, all_of_them: bool = False) -> Harm:
     def change(hdus: fits.HDUList, rng: np.random.Generator) -> None:
         found = arrays(hdus)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             for array in found if all_of_them else [found[rng.integers(len(found))]]:
                 array[...] = value
 

@@ -176,6 +176,21 @@ def test_a_damaged_table_beside_is_named_and_the_objects_come_without_it(tmp_pat
     assert [o.object_id for o in objects] == IDS and all(isinstance(o, Observation) for o in objects)
 
 
+def test_a_table_beside_that_lost_an_identifier_joins_the_right_rows(tmp_path: Path, without_gaiaxpy: None) -> None:
+    """With one of them missing, identifiers must not become floats, in which these two sources are the same."""
+    rows = [{**layouts.sources()[0], "source_id": layouts.BOTH + i} for i in (0, 1)]
+    layouts.to_csv(rows, tmp_path / "xp.csv")
+    layouts.to_csv([{"source_id": i, "parallax": 2.5} for i in (layouts.BOTH, "")], tmp_path / "gaia_source.csv")
+    known, other = read_all(tmp_path)
+    assert isinstance(known, Observation) and isinstance(other, Observation)
+    assert known.scalars["parallax"][0] == 2.5 and "parallax" not in other.scalars
+    (tmp_path / "gaia_source.csv").unlink()
+    layouts.to_fits([{"source_id": float(layouts.BOTH), "parallax": 2.5}], tmp_path / "gaia_source.fits")
+    told, *both = read_all(tmp_path)
+    assert isinstance(told, Quarantined) and "floating-point" in told.reason
+    assert all(isinstance(o, Observation) and "parallax" not in o.scalars for o in both)
+
+
 CELLS = {
     "correlations cut": ("bp_coefficient_correlations", "(0.1,0.2)", "2 values where 1485 belong"),
     "coefficients cut": ("bp_coefficients", "(" + ",".join(["1.5"] * 54) + ")", "54 values where 55 belong"),

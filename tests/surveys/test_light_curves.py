@@ -177,6 +177,13 @@ def test_rows_without_an_object_and_objects_without_a_measurement(tmp_path: Path
     assert "without an object identifier" in by[""].reason and "no valid" in by["b"].reason
 
 
+def test_one_impossible_time_costs_one_epoch(tmp_path: Path) -> None:
+    rows = [f"{o},{58000 + i},14,0.1" for o in "ab" for i in range(3)]
+    a, b = table(tmp_path, "id,time,mag,mag_err", *rows, "b,1e30,14,0.1")
+    assert isinstance(a, Observation) and isinstance(b, Observation)
+    assert [len(o.curves[0].time) for o in (a, b)] == [3, 3] and {o.curves[0].scale for o in (a, b)} == {"mjd"}
+
+
 def test_unsorted_times_are_sorted_and_identifiers_stay_as_they_are(tmp_path: Path) -> None:
     a, b = table(tmp_path, "id,mjd,mag,mag_err", "007,58002,16,0.1", "7,58001,15,0.2", "007,58000,14,0.1", "007,58000,13,0.1")
     assert isinstance(a, Observation) and isinstance(b, Observation) and (a.object_id, b.object_id) == ("007", "7")

@@ -87,6 +87,44 @@ def read_h5py(folder: Path, data: Path) -> Epoch:
     return lambda: batches(each())
 
 
+def write_padded(folder: Path, to: Path) -> None:
+    """HDF5 as the Multimodal Universe has it: flux, ivar, wavelength and mask as arrays with a row for each object, padded to
+    the longest of the thousand that are next to each other."""
+    import h5py
+
+    flux, ivar, wavelength, offsets = flat(folder)
+    to.mkdir()
+    for start in range(0, len(offsets) - 1, ROWS):
+        ends = offsets[start : start + ROWS + 1].tolist()
+        shape = len(ends) - 1, max(np.diff(ends))
+        columns = {"flux": np.zeros(shape, np.float32), "ivar": np.zeros(shape, np.float32),
+                   "wavelength": np.full(shape, -1, np.float32), "mask": np.ones(shape, bool)}  # fmt: skip
+        for row, (a, b) in enumerate(itertools.pairwise(ends)):
+            columns["flux"][row, : b - a], columns["ivar"][row, : b - a] = flux[a:b], ivar[a:b]
+            columns["wavelength"][row, : b - a], columns["mask"][row, : b - a] = wavelength[a:b], ivar[a:b] == 0
+        with h5py.File(to / f"{start:08d}.hdf5", "w") as file:
+            for name, values in {**columns, "length": np.diff(ends)}.items():
+                file.create_dataset(name, data=values)
+
+
+def read_padded(folder: Path, data: Path) -> Epoch:
+    """Each object alone, flux, ivar, wavelength and mask, in random order."""
+    import h5py
+
+    names = ("flux", "ivar", "wavelength", "mask")
+
+    def epoch() -> Iterator[Joined]:
+        files = [h5py.File(path, "r", locking=False) for path in sorted(data.glob("*.hdf5"))]
+        columns = [[file[name] for name in names] for file in files]
+        places = [(f, row, n) for f, file in enumerate(files) for row, n in enumerate(file["length"][()].tolist())]
+        order = iter(np.random.default_rng(SEED).permutation(len(places)).tolist())
+        while some := [places[i] for i in itertools.islice(order, BATCH)]:
+            ones = [[column[row, :n] for column in columns[f]] for f, row, n in some]
+            yield len(some), [np.concatenate(values) for values in zip(*ones, strict=True)]
+
+    return epoch
+
+
 def write_mosaic(folder: Path, to: Path) -> None:
     """MDS shards with flux and ivar."""
     from streaming import MDSWriter
@@ -172,7 +210,8 @@ def read_dataloader(folder: Path, _: Path) -> Epoch:
 PEERS: dict[str, tuple[Callable[..., Any], Callable[[Path, Path], None] | None, str]] = {
     "hf_datasets": (read_hf, write_hf, "hf"),
     "hf_datasets_two": (read_hf_two, write_hf, "hf"),
-    "h5py_random": (read_h5py, None, ""),
+    "h5py_random": (read_padded, write_padded, "padded"),
+    "h5py_random_two": (read_h5py, None, ""),
     "mosaic": (read_mosaic, write_mosaic, "mds"),
     "mosaic_workers": (read_mosaic_workers, write_mosaic, "mds"),
     "dataloader": (read_dataloader, None, "flat"),

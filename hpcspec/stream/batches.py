@@ -18,7 +18,8 @@ from hpcspec.stream.stream import Block, BlockReader, Item, Stream
 from hpcspec.stream.tokens import Batch, tokenize
 
 T = TypeVar("T")
-AHEAD = 1 << 23  # samples (64 MiB) that are being read while a pack is used: about what the open windows hold
+# How much is being read while a pack is used, in samples (64 MiB, about what the open windows hold) and in packs.
+AHEAD, PACKS_AHEAD = 1 << 23, 32
 
 
 def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
@@ -44,7 +45,7 @@ def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
 
     coming = samples = 0  # how many of the next packs, and of samples in them, are being read
     while True:
-        while coming <= 1 or samples < AHEAD:
+        while coming <= 1 or (samples < AHEAD and coming < PACKS_AHEAD):
             if coming < len(planned) and all(block.reading for block in planned[coming][1]):
                 samples += planned[coming][0].samples.shape[1]
                 coming += 1

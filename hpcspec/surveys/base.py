@@ -232,7 +232,7 @@ def reason_of(error: Exception) -> str:
         return f"damaged file, or more than fits into memory: {error}"
     if isinstance(error, OSError) and error.strerror:
         return f"can't be read: {error.strerror}"
-    text = re.sub(r"\b[A-Z]\w*(Error|Exception|Warning): ", "", str(error)) or type(error).__name__
+    text = re.sub(r"\b[A-Z]\w*(Error|Exception|Warning): | \(<class .*", "", str(error)) or type(error).__name__
     return f"damaged, or of another layout: {text}" if isinstance(error, IndexError | TypeError | AttributeError) else text
 
 

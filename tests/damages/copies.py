@@ -5,10 +5,12 @@ from __future__ import annotations
 import bz2
 import functools
 import gzip
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -115,12 +117,30 @@ def gaia(write: Callable[..., Path], name: str) -> Write:
     """Three sources a file; the correlations, most of it, are left out of all but the first two."""
 
     def copy(folder: Path, k: int) -> Path:
-        rows = [{**row, "source_id": row["source_id"] + 4096 * (k + 1)} for row in gaia_layouts.sources()]
+        rows = gaia_sources(k)
         if k > 1:
             rows = [{n: c for n, c in row.items() if "correlations" not in n} for row in rows]
         return write(rows, folder / name.format(k=k))
 
     return copy
+
+
+def gaia_sources(k: int) -> list[dict[str, Any]]:
+    return [{**row, "source_id": row["source_id"] + 4096 * (k + 1)} for row in gaia_layouts.sources()]
+
+
+def _gaia_columns(folder: Path) -> None:
+    gaia_layouts.to_columns(gaia_layouts.sources(), folder / "x.fits")
+
+
+def gaia_columns(folder: Path, k: int) -> Path:
+    """Three sources, a column a coefficient: always the same file but for the identifiers."""
+    (content,) = _made(_gaia_columns).values()
+    for old, new in zip(gaia_layouts.sources(), gaia_sources(k), strict=True):
+        content = content.replace(struct.pack(">q", old["source_id"]), struct.pack(">q", new["source_id"]))
+    path = folder / f"XP-{k}.fits"
+    path.write_bytes(content)
+    return path
 
 
 def gaia_sampled(folder: Path, k: int) -> Path:
@@ -270,7 +290,6 @@ def lines(*rows: str) -> Callable[[Path, int], object]:
 
 def photometry(write: Callable[..., Path]) -> Callable[[Path, int], object]:
     def table(path: Path, k: int) -> None:
-        rows = [{**row, "source_id": row["source_id"] + 4096 * (k + 1)} for row in gaia_layouts.sources()]
-        write(gaia_layouts.photometry(rows), path)
+        write(gaia_layouts.photometry(gaia_sources(k)), path)
 
     return table

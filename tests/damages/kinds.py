@@ -16,6 +16,7 @@ from tests.damages.copies import (
     eros,
     fits_table,
     gaia,
+    gaia_columns,
     gaia_sampled,
     galah,
     generic_plain,
@@ -64,7 +65,7 @@ KINDS: dict[str, Kind] = {
     "gaia_bulk": Kind("gaia", gaia(G.to_bulk, "XpContinuousMeanSpectrum_{k}.csv.gz"), "packed", checked=True),
     "gaia_ecsv": Kind("gaia", gaia(G.to_spaced_ecsv, "XP_CONTINUOUS_RAW-{k}.ecsv"), "text", by_line=True),
     "gaia_fits": Kind("gaia", gaia(G.to_fits, "XP-{k}.fits"), "fits"),
-    "gaia_columns": Kind("gaia", gaia(G.to_columns, "XP-{k}.fits"), "fits"),
+    "gaia_columns": Kind("gaia", gaia_columns, "fits"),
     "gaia_votable": Kind("gaia", gaia(G.to_votable, "XP-{k}.xml"), "votable"),
     "gaia_parquet": Kind("gaia", gaia(G.to_parquet, "xp-{k}.parquet"), "parquet"),
     "gaia_sampled": Kind("gaia", gaia_sampled, "text", by_line=True),
@@ -103,7 +104,7 @@ KINDS |= {
         ("galah_main", "galah", "fits", beside(KINDS["galah_dr3"].write, "GALAH_DR3_main_{k}.fits", fits_table(
             SOBJECT_ID=lambda k: [1, 161013005401300 + k], RA=lambda k: [1.0, 2.0], DEC=lambda k: [3.0, 4.0], **STELLAR))),
         ("gaia_source.csv", "gaia", "text", beside(KINDS["gaia_csv"].write, "gaia_source.csv", photometry(G.to_csv))),
-        ("gaia_source.fits", "gaia", "fits", beside(KINDS["gaia_columns"].write, "gaia_source.fits", photometry(G.to_fits))),
+        ("gaia_source.fits", "gaia", "fits", beside(KINDS["gaia_parquet"].write, "gaia_source.fits", photometry(G.to_fits))),
         ("variables.csv", "asassn", "text", beside(KINDS["variables"].write, "variables.csv", lines(
             "asassn_name,raj2000,dej2000,mean_vmag,amplitude,period,variable_type",
             "ASASSN-V J181699.06-202117.6,1,2,14.15,0.35,1.5,M", "ASASSN-V J1816{k:02d}.06-202117.6,274.2,-20.3,14,0.3,1,RRAB"))),

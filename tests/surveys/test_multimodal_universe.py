@@ -281,7 +281,9 @@ def test_another_surveys_table_is_never_read_as_its_own(survey: str, other: str,
     assert row.reason.startswith("not a")
 
 
-@pytest.mark.parametrize(("damage", "reason"), [("empty", "empty file"), ("garbage", "file signature not found"), ("truncated", "truncated")])
+@pytest.mark.parametrize(
+    ("damage", "reason"), [("empty", "empty file"), ("garbage", "file signature not found"), ("truncated", "truncated")]
+)
 def test_a_damaged_hdf5_file_is_one_quarantined_row(damage: str, reason: str, tmp_path: Path) -> None:
     path = write_hdf5(tmp_path, mmu_layouts.sdss())
     whole = path.read_bytes()

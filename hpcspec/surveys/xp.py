@@ -133,8 +133,11 @@ def sampled(objects: Sequence[Mapping[str, Band]]) -> tuple[np.ndarray, np.ndarr
 @lru_cache(maxsize=1)
 def _design() -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     """By band, the design matrix (55, 343) and the weights (343,) of the DR3 external calibration; None without gaiaxpy."""
+    from matplotlib import rc_context
+
     try:
-        from gaiaxpy.core.config import load_xpmerge_from_xml, load_xpsampling_from_xml
+        with rc_context():  # importing gaiaxpy has every later figure set by LaTeX
+            from gaiaxpy.core.config import load_xpmerge_from_xml, load_xpsampling_from_xml
     except ImportError as error:
         log.warning("Gaia XP spectra are read as coefficients only, without the sampled spectrum: %s. "
                     'Install gaiaxpy to have both: pip install "hpcspec[gaia]"', error)  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import gzip
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +104,12 @@ def test_without_gaiaxpy_a_line_says_once_what_is_missing(tmp_path: Path, withou
         assert len(observations(tmp_path)) == 6
     (record,) = caplog.records
     assert 'pip install "hpcspec[gaia]"' in record.getMessage()
+
+
+def test_sampling_leaves_the_settings_of_figures_as_they_are(xp_matrices: None) -> None:
+    program = "import matplotlib as m; from hpcspec.surveys import xp; before = dict(m.rcParams); assert xp._design(); " \
+              "assert dict(m.rcParams) == before"  # fmt: skip
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("write", [layouts.to_csv, layouts.to_fits, layouts.to_votable, layouts.to_parquet])

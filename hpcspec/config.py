@@ -139,8 +139,8 @@ class Training(Section):
     activation_checkpointing: bool = False
     lanes: int = Field(default=16, ge=1)
     """Virtual lanes of the stream; at least as many as ranks. The order of the data depends on it."""
-    block: int = Field(default=32, ge=1)
-    """Objects read at once."""
+    block: int = Field(default=64, ge=1)
+    """Objects read at once; fewer where there are not enough for every lane."""
     shuffle_blocks: int = Field(default=8, ge=1)
     """Blocks whose objects are shuffled together."""
     temperature: float = Field(default=1.0, gt=0)

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hpcspec.shards.format import write_shard
 from hpcspec.shards.objects import Objects, collect
 from hpcspec.shards.shard import Shard
 from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.stream.packing import Packed
-from hpcspec.stream.packing import packed as pack
+from hpcspec.stream.packing import Packed, layout, pack
 from hpcspec.stream.tokens import Batch, tokenize
 from hpcspec.surveys.base import FLAM
 from hpcspec.surveys.grids import Grid, table_grid
@@ -54,7 +54,8 @@ def objects_of(ones: Sequence[Observation]) -> Objects:
 
 def packed(ones: Sequence[Observation], epoch: int = 0) -> Packed:
     """All these objects in one pack, numbered in the given order."""
-    return pack(objects_of(ones), np.arange(len(ones)), epoch)
+    objects = objects_of(ones)
+    return pack([layout([objects], np.arange(len(ones)), 32)], [epoch], torch.from_numpy(objects.samples))
 
 
 def batch(ones: Sequence[Observation], patch: int, mask: float = 0.0) -> Batch:

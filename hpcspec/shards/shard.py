@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import zlib
@@ -133,7 +134,8 @@ class Shard:
     def __init__(self, info: ShardInfo, comm: Any = None, file: h5py.File | None = None):
         self.info, self.path, self._comm, self._file = info, info.path, comm, file
         self.mpio = comm is not None and h5py.get_config().mpi
-        self._table: tuple[int, bytes] | None = None
+        self._kept: dict[str, np.ndarray] = {}
+        self._axes: np.ndarray | None = None
         self._opening = threading.Lock()
         try:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -195,17 +197,14 @@ class Shard:
 
     def _rows(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Rows start … stop-1 of one of `STREAMED`, in `out` (of at least that size) if it is given."""
+        if out is None and name in self._kept:
+            return self._kept[name][start:stop]
         info, count = self.info, max(0, stop - start)
-        kind = f"S{info.id_width}" if STREAMED[name] == "S" else STREAMED[name]
         shape = (count, len(info.scalar_names), 2) if name == "scalar/data" else (count,)
-        values = np.empty(shape, kind) if out is None else out[:count]
+        values = np.empty(shape, self._kind(name)) if out is None else out[:count]
         if values.size == 0:
             return values
         offset = info.offsets[PLACE[name]]
-        if out is None and self._table is not None and name not in LARGE:
-            at, table = self._table
-            rows = np.frombuffer(table, kind, values.size, offset - at + start * (values.nbytes // count))
-            return rows.reshape(shape)
         if self.mpio or offset < 0:
             if STREAMED[name] == "S":  # HDF5 doesn't convert UTF-8 to numpy's bytes
                 values[:] = self.file[name][start:stop]
@@ -220,23 +219,29 @@ class Shard:
     def keep_table(self) -> None:
         """Read all columns at once and keep them, if they are small: then a block costs no reads but those of its samples."""
         info = self.info
-        there = [(o, name) for name, o in zip(STREAMED, info.offsets, strict=True) if name not in LARGE and o >= 0]
-        if self.mpio or min(info.offsets[PLACE[n]] for n in STREAMED if n not in LARGE and self._size(n)) < 0:
+        small = [n for n in STREAMED if n not in LARGE]
+        there = sorted((info.offsets[PLACE[n]], n) for n in small if math.prod(self._shape(n)))
+        begin, (last, name) = there[0][0], there[-1]
+        length = last - begin + math.prod(self._shape(name)) * self._kind(name).itemsize
+        if self.mpio or begin < 0 or length > TABLE_BYTES:
             return
-        begin, end = min(there)[0], max(there)[0]
-        end += self._size(max(there)[1])
-        if end - begin <= TABLE_BYTES:
-            table = os.pread(self._fd, end - begin, begin)
-            if len(table) == end - begin:
-                self._table = begin, table
+        table = os.pread(self._fd, length, begin)
+        if len(table) == length:
+            self._kept = {n: np.empty(self._shape(n), self._kind(n)) for n in small}
+            for at, n in there:
+                shape = self._shape(n)
+                self._kept[n] = np.frombuffer(table, self._kind(n), math.prod(shape), at - begin).reshape(shape)
+            self._axes = self._axes_of(0, info.grids)
 
-    def _size(self, name: str) -> int:
-        """Bytes of one of `STREAMED`."""
+    def _kind(self, name: str) -> np.dtype:
+        return np.dtype(f"S{self.info.id_width}" if STREAMED[name] == "S" else STREAMED[name])
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """That of one of `STREAMED` that is not one of `LARGE`."""
         info = self.info
         group = {"object": info.objects, "scalar": info.objects, "segment": info.segments, "grid": info.grids}
         rows = group[name.partition("/")[0]] + (name in ("object/segments", "segment/pixels", "grid/offsets"))
-        width = {"object/id": info.id_width, "scalar/data": 8 * len(info.scalar_names)}.get(name)
-        return rows * (np.dtype(STREAMED[name]).itemsize if width is None else width)
+        return (rows, len(info.scalar_names), 2) if name == "scalar/data" else (rows,)
 
     def read(self, start: int, stop: int, columns: tuple[str, ...] = BLOCK_COLUMNS, samples: bool = True) -> Objects:
         """Objects start … stop-1 with these columns, each array in one read. Without `samples` they have none, and `pixels`
@@ -320,13 +325,22 @@ class Shard:
         used = grid[grid >= 0]
         low, high = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 0)
         self._check(high <= self.info.grids)
+        axes = self._axes
+        if axes is None:
+            axes = self._axes_of(low, high)
+        else:
+            low = 0
+        listed = {}
+        if not axes[:, 0].all():
+            for g in np.intersect1d(np.flatnonzero(axes[:, 0] == 0), used - low).tolist():
+                begin, end = self._rows("grid/offsets", low + g, low + g + 2).tolist()
+                listed[g] = self._rows("grid/values", begin, end)
+        return np.where(grid >= 0, grid - low, -1).astype(grid.dtype) if low else grid, axes, listed
+
+    def _axes_of(self, low: int, high: int) -> np.ndarray:
         axes = np.stack([self._rows(f"grid/{name}", low, high).astype(np.float64) for name in ("kind", "start", "step")], axis=1)
         self._check(bool(np.all(axes[:, 0] < len(KINDS)) and np.all(axes[:, 0] >= 0)))
-        listed = {}
-        for g in np.intersect1d(np.flatnonzero(axes[:, 0] == 0), used - low).tolist():
-            begin, end = self._rows("grid/offsets", low + g, low + g + 2).tolist()
-            listed[g] = self._rows("grid/values", begin, end)
-        return np.where(grid >= 0, grid - low, -1).astype(grid.dtype) if low else grid, axes, listed
+        return axes
 
     def column(self, name: str) -> np.ndarray:
         """One of `COLUMNS` of all objects, (n,)."""

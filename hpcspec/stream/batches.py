@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from hpcspec.shards.objects import Objects
-from hpcspec.stream.index import DataIndex, tokens_of
-from hpcspec.stream.packing import Memory, Packed, Packer, packables
-from hpcspec.stream.stream import Block, BlockReader, Item, Stream
+from hpcspec.stream.index import DataIndex
+from hpcspec.stream.packing import Layout, Memory, Packed, layout, pack
+from hpcspec.stream.stream import BlockReader, Run, Stream, Window
 from hpcspec.stream.tokens import Batch, tokenize
 
 T = TypeVar("T")
@@ -28,33 +28,36 @@ def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
     What goes into which pack follows from the tables of the shards alone and is planned ahead of the reading, so that the
     samples of a block are read at once, by one of a few threads, straight to where they belong in this and later packs.
     """
-    memory, packer = Memory(budget * stream.patch, pin), Packer()
-    items: list[tuple[Item, int]] = []
-    planned: deque[tuple[Packed, set[Block]]] = deque()
+    memory = Memory(budget * stream.patch, pin)
+    planned: deque[tuple[Packed, list[Window]]] = deque()
 
     def plan() -> None:
-        while (found := stream.next(budget - packer.tokens if items else None)) is not None:
-            epoch, item = found
-            items.append((item, packer.add(item.packable, item.number, epoch, item.tokens)))
-        samples = memory.new(packer.samples)
+        runs: list[Run] = []
+        room = budget
+        while (run := stream.next(room, 0 if runs else 1)) is not None:
+            runs.append(run)
+            room -= run.tokens
+        samples = memory.new(sum(run.samples for run in runs))
         values, ivars = (memoryview(row).cast("B") for row in samples.numpy())
-        planned.append((packer.finish(samples, stream.state()), {item.block for item, _ in items}))
-        for item, at in items:
-            item.block.assign(item.place, values, ivars, 4 * at)
-        items.clear()
+        parts, epochs = [run.layout for run in runs], [run.epoch for run in runs]
+        planned.append((pack(parts, epochs, samples, stream.state()), list(dict.fromkeys(run.window for run in runs))))
+        at = 0
+        for run in runs:
+            run.window.assign(run.stop - run.start, values, ivars, at)
+            at += run.samples
 
     coming = samples = 0  # how many of the next packs, and of samples in them, are being read
     while True:
         while coming <= 1 or (samples < AHEAD and coming < PACKS_AHEAD):
-            if coming < len(planned) and all(block.reading for block in planned[coming][1]):
+            if coming < len(planned) and all(window.reading for window in planned[coming][1]):
                 samples += planned[coming][0].samples.shape[1]
                 coming += 1
             else:
                 plan()
-        ready, blocks = planned.popleft()
+        ready, windows = planned.popleft()
         coming, samples = coming - 1, samples - ready.samples.shape[1]
-        for block in blocks:
-            block.wait()
+        for window in windows:
+            window.wait()
         yield ready
 
 
@@ -92,22 +95,25 @@ def in_order(index: DataIndex, numbers: np.ndarray, block: int = 64) -> Iterator
 
 def ordered_batches(index: DataIndex, numbers: np.ndarray, patch: int, budget: int) -> Iterator[Batch]:
     """The objects with these increasing numbers once, in batches of at most `budget` tokens (or one object), nothing hidden."""
-    packer = Packer()
-    samples: list[np.ndarray] = []
+    parts: list[tuple[Layout, np.ndarray]] = []
+    room = budget
 
     def batch() -> Batch:
-        together = torch.from_numpy(np.concatenate(samples, axis=1))
-        samples.clear()
-        return tokenize(packer.finish(together), patch)
+        samples = torch.from_numpy(np.concatenate([values for _, values in parts], axis=1))
+        return tokenize(pack([of for of, _ in parts], [0] * len(parts), samples), patch)
 
     for some, objects in in_order(index, numbers):
-        tokens = tokens_of(objects.segments, objects.pixels, patch).tolist()
-        for number, one, count in zip(some.tolist(), packables(objects), tokens, strict=True):
-            if samples and packer.tokens + count > budget:
+        of = layout([objects], some, patch)
+        start = 0
+        while start < len(of):
+            stop = max(of.fitting(start, len(of), room), start + (not parts))
+            parts.append((of.part(start, stop), objects.samples[:, of.samples[start] : of.samples[stop]]))
+            room -= of.tokens[stop] - of.tokens[start]
+            if stop < len(of):
                 yield batch()
-            packer.add(one, number, 0, count)
-            samples.append(objects.samples[:, one.start : one.stop])
-    if samples:
+                parts, room = [], budget
+            start = stop
+    if parts:
         yield batch()
 
 

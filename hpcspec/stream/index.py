@@ -76,8 +76,10 @@ class DataIndex:
 
 def tokens_of(segments: np.ndarray, pixels: np.ndarray, patch: int) -> np.ndarray:
     """(n,) int64 patches of each object and one for its scalars, from offsets into segments (n+1,) and samples (s+1,)."""
-    per_segment = np.concatenate([[0], np.cumsum(-(-np.diff(pixels) // patch))])
-    return per_segment[segments[1:]] - per_segment[segments[:-1]] + 1
+    before = np.zeros(len(pixels), np.int64)
+    np.cumsum((pixels[1:] - pixels[:-1] + (patch - 1)) // patch, out=before[1:])
+    ends = before[segments]
+    return ends[1:] - ends[:-1] + 1
 
 
 def open_index(paths: Sequence[Path], comm: Any = None) -> DataIndex:

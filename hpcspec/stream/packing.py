@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
-from hpcspec.shards.objects import Objects
+from hpcspec.shards.objects import Objects, ranges
+from hpcspec.stream.index import tokens_of
 from hpcspec.surveys.grids import KINDS
 
 # How the coordinate x of the k-th sample of a segment follows from (kind, origin, step): listed, or 10**(origin + step·k), or
@@ -51,81 +55,118 @@ class Packed:
         return replace(self, **moved)
 
 
-class Packable(NamedTuple):
-    """One object as a pack wants it: first and last+1 of its samples where they are, its segments as a table (s, 4) of
-    length, kind, origin and step, and the coordinates of those that list theirs."""
+@dataclass(frozen=True)
+class Layout:
+    """n objects of s segments without their samples: all that it takes to put them one after another.
 
-    start: int
-    stop: int
+    counts (n, 4) i8: number in the index, and how many tokens, samples and segments; levels (n, 2) f4: amplitude and sn_median;
+    table (s, 4) f8: length, kind, origin and step of each segment, see `Packed`; listed (e,) f8: the coordinates of the
+    segments that list theirs.
+    """
+
+    counts: np.ndarray
+    levels: np.ndarray
     table: np.ndarray
-    listed: tuple[np.ndarray, ...]
-    amplitude: float
-    sn_median: float
-
-
-def packables(objects: Objects) -> list[Packable]:
-    """Every object of a block, which needs the columns amplitude and sn_median."""
-    facts = np.concatenate([objects.axes, [(LISTED, 0.0, 0.0)]])[objects.grid]
-    facts[:, 1] += facts[:, 2] * objects.first
-    table = np.column_stack([np.diff(objects.pixels), facts])
-    lists = (facts[:, 0] == LISTED).any()
-    segments, ends = objects.segments.tolist(), objects.pixels[objects.segments].tolist()
-    amplitude, sn_median = objects.columns["amplitude"].tolist(), objects.columns["sn_median"].tolist()
-    out = []
-    for i in range(len(objects)):
-        a, b = segments[i], segments[i + 1]
-        listed = tuple(objects.wavelength(s) for s in range(a, b) if table[s, 1] == LISTED) if lists else ()
-        out.append(Packable(ends[i], ends[i + 1], table[a:b], listed, amplitude[i], sn_median[i]))
-    return out
-
-
-class Packer:
-    """Puts objects one after another; `finish` says where everything lies and begins anew."""
-
-    def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self.samples = self.tokens = 0
-        self._ones: list[Packable] = []
-        self._numbers: list[int] = []
-        self._epochs: list[int] = []
+    listed: np.ndarray
 
     def __len__(self) -> int:
-        return len(self._ones)
+        return len(self.counts)
 
-    def add(self, one: Packable, number: int, epoch: int = 0, tokens: int = 0) -> int:
-        """Take an object of so many tokens; returns the place of its first sample in the pack."""
-        at = self.samples
-        self.samples += one.stop - one.start
-        self.tokens += tokens
-        self._ones.append(one)
-        self._numbers.append(number)
-        self._epochs.append(epoch)
-        return at
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        ends = np.zeros((len(self) + 1, 4), np.int64)
+        np.cumsum(self.counts, 0, out=ends[1:])
+        return ends
 
-    def finish(self, samples: torch.Tensor, state: dict[str, Any] | None = None) -> Packed:
-        """The pack of what was taken, with its samples (2, V), which may be filled in later."""
-        ones, pin = self._ones, samples.is_pinned()
-        table = np.concatenate([one.table for one in ones])
-        listed = [x for one in ones for x in one.listed]
+    @cached_property
+    def tokens(self) -> list[int]:
+        """n+1: how many there are before each object."""
+        return self._ends[:, 1].tolist()
 
-        def put(values: np.ndarray) -> torch.Tensor:
-            tensor = torch.from_numpy(np.ascontiguousarray(values))
-            return tensor.pin_memory() if pin else tensor
+    @cached_property
+    def samples(self) -> list[int]:
+        """n+1: how many there are before each object."""
+        return self._ends[:, 2].tolist()
 
-        packed = Packed(
-            samples, put(np.cumsum(np.append(0, table[:, 0])).astype(np.int64)), put(table[:, 1].astype(np.int64)),
-            put(table[:, 2:]), put(np.concatenate(listed) if listed else np.zeros(0)),
-            put(np.repeat(np.arange(len(ones)), [len(one.table) for one in ones])),
-            put(np.array([one.amplitude for one in ones], np.float32)),
-            put(np.array([one.sn_median for one in ones], np.float32)),
-            np.array(self._numbers, np.int64), np.array(self._epochs, np.int64), state,
-        )  # fmt: skip
-        self._begin()
-        return packed
+    @cached_property
+    def _segments(self) -> list[int]:
+        return self._ends[:, 3].tolist()
+
+    @cached_property
+    def _listed(self) -> np.ndarray:
+        """(n+1,) of the objects in `listed`."""
+        lengths = np.where(self.table[:, 1] == LISTED, self.table[:, 0], 0).astype(np.int64)
+        return np.concatenate([[0], lengths.cumsum()])[self._ends[:, 3]]
+
+    def fitting(self, start: int, stop: int, room: int) -> int:
+        """The last+1 of objects start … stop-1 that have at most `room` tokens together, one after another from the first."""
+        return bisect_right(self.tokens, self.tokens[start] + room, start, stop + 1) - 1
+
+    def take(self, order: np.ndarray) -> Layout:
+        """These objects, in this order."""
+        listed, ends = self.listed, self._ends[:, 3]
+        if len(listed):
+            listed = listed[ranges(self._listed[order], self._listed[order + 1])[0]]
+        segments, _ = ranges(ends[order], ends[order + 1])
+        return Layout(self.counts.take(order, 0), self.levels.take(order, 0), self.table.take(segments, 0), listed)
+
+    def part(self, start: int, stop: int) -> Layout:
+        """Objects start … stop-1."""
+        listed = self.listed
+        if len(listed):
+            listed = listed[self._listed[start] : self._listed[stop]]
+        table = self.table[self._segments[start] : self._segments[stop]]
+        return Layout(self.counts[start:stop], self.levels[start:stop], table, listed)
 
 
+UNKNOWN = np.array([(LISTED, 0.0, 0.0)])  # the axis of a light curve
+
+
+def layout(parts: Sequence[Objects], numbers: np.ndarray, patch: int) -> Layout:
+    """That of several sets of objects, which have the columns amplitude and sn_median, with these numbers (n,)."""
+    lengths = np.concatenate([of.pixels[1:] - of.pixels[:-1] for of in parts])
+    segments = np.concatenate([of.segments[1:] - of.segments[:-1] for of in parts])
+    edges, ends = np.concatenate([[0], lengths.cumsum()]), np.concatenate([[0], segments.cumsum()])
+    samples = edges[ends[1:]] - edges[ends[:-1]]
+    counts = np.stack([numbers, tokens_of(ends, edges, patch), samples, segments], axis=1)
+    levels = np.stack([np.concatenate([of.columns[name] for of in parts]) for name in ("amplitude", "sn_median")], axis=1)
+    table = np.empty((len(lengths), 4))
+    table[:, 0] = lengths
+    axes = [of.axes for of in parts]
+    known = np.cumsum([1, *(len(of) + 1 for of in axes)]).tolist()
+    grids = np.concatenate([of.grid + k for of, k in zip(parts, known[:-1], strict=True)])
+    table[:, 1:] = np.concatenate([rows for of in axes for rows in (UNKNOWN, of)])[grids]
+    table[:, 2] += table[:, 3] * np.concatenate([of.first for of in parts])
+    listed = [np.zeros(0)]
+    if (table[:, 1] == LISTED).any():
+        listed += [of.wavelength(s) for of in parts for s, g in enumerate(of.grid.tolist()) if g < 0 or g in of.listed]
+    return Layout(counts, levels, table, np.concatenate(listed))
+
+
+def together(layouts: Sequence[Layout]) -> Layout:
+    """The objects of several, one after another."""
+    return Layout(
+        np.concatenate([one.counts for one in layouts]), np.concatenate([one.levels for one in layouts]),
+        np.concatenate([one.table for one in layouts]), np.concatenate([one.listed for one in layouts]),
+    )  # fmt: skip
+
+
+def pack(layouts: Sequence[Layout], epochs: Sequence[int], samples: torch.Tensor, state: dict[str, Any] | None = None) -> Packed:
+    """The pack of the objects of several layouts, each of an epoch, with their samples (2, V), which may be filled in later."""
+    of, pin = together(layouts), samples.is_pinned()
+    numbers, _, _, segments = of.counts.T
+    edges = np.zeros(len(of.table) + 1, np.int64)
+    edges[1:] = of.table[:, 0].cumsum()
+
+    def put(values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if pin else tensor
+
+    return Packed(
+        samples, put(edges), put(of.table[:, 1].astype(np.int64)), put(of.table[:, 2:].copy()), put(of.listed),
+        put(np.repeat(np.arange(len(of)), segments)), put(of.levels[:, 0].copy()), put(of.levels[:, 1].copy()),
+        numbers.copy(), np.repeat(epochs, [len(one) for one in layouts]), state,
+    )  # fmt: skip
 
 
 class Memory:
@@ -147,10 +188,3 @@ class Memory:
         weakref.finalize(given, self._free.append, memory).atexit = False
         return torch.from_numpy(given)
 
-
-def packed(objects: Objects, numbers: np.ndarray, epoch: int = 0) -> Packed:
-    """These objects, in memory already, as one pack, with these numbers (n,)."""
-    packer = Packer()
-    for number, one in zip(numbers.tolist(), packables(objects), strict=True):
-        packer.add(one, number, epoch)
-    return packer.finish(torch.from_numpy(objects.samples))

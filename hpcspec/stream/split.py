@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from astropy_healpix import HEALPix
@@ -48,6 +48,12 @@ def lowest_fraction(columns: Mapping[str, np.ndarray], seed: int) -> np.ndarray:
             reached = np.flatnonzero((pixels >= 0) & ((x == dx) | (dx == 0)) & ((y == dy) | (dy == 0)))
             lowest[near[reached]] = np.minimum(lowest[near[reached]], _fraction(pixels[reached], seed))
     return lowest
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The columns that a split needs of several sets of objects, one after another; those without `id` need none."""
+    with_id = [of if "id" in of else {**of, "id": np.zeros(len(of["healpix"]), "S1")} for of in parts]
+    return {name: np.concatenate([of[name] for of in with_id]) for name in COLUMNS}
 
 
 def _by_id(columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -6,10 +6,9 @@ import logging
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,15 +17,15 @@ from hpcspec.errors import UserError
 from hpcspec.shards.objects import Objects
 from hpcspec.shards.shard import Shard
 from hpcspec.stream import split
-from hpcspec.stream.index import DataIndex, tokens_of
+from hpcspec.stream.index import DataIndex
 from hpcspec.stream.order import Blocks, epoch_blocks, survey_weights, window_order
-from hpcspec.stream.packing import Packable, packables
+from hpcspec.stream.packing import Layout, layout
 from hpcspec.stream.split import lowest_fraction
 
 OPEN_SHARDS = 128
 OPEN_WINDOWS, AHEAD = 4, 2  # windows that objects are drawn from, and that are read ahead of them
+RUN = 8  # objects that are drawn from a window at once
 READERS = 4  # threads
-PASSED = attrgetter("passed")
 log = logging.getLogger(__name__)
 
 
@@ -72,35 +71,55 @@ class BlockReader:
             self._shards.popitem()[1].close()
 
 
-class Item(NamedTuple):
-    """One object of the stream, without its samples: its number in the index, its tokens, and its place in a block."""
+class Window:
+    """The objects of a few blocks of one lane, in their shuffled order, `done` of them delivered.
 
-    number: int
-    tokens: int
-    packable: Packable
-    block: Block
-    place: int
+    blocks: of each its shard and its first object's number, and its objects without their samples.
+    """
 
-
-class Block:
-    """Objects that are read at once, as soon as it is known of each where its samples go."""
-
-    def __init__(self, stream: Stream, shard: int, edges: np.ndarray):
-        self._stream, self._shard, self._edges = stream, shard, edges  # (n+1,) of the objects' samples in the shard
-        self._places: dict[int, tuple[memoryview, memoryview, int]] = {}
+    def __init__(self, stream: Stream, key: tuple[int, int, int], blocks: Sequence[tuple[int, int, Objects]], done: int):
+        self.key, self.done, self._stream, self._blocks = key, done, stream, blocks
+        epoch, number, lane = key
+        parts = [objects for _, _, objects in blocks]
+        numbers = np.concatenate([np.arange(first, first + len(objects)) for _, first, objects in blocks])
+        order = np.arange(len(numbers))
+        if stream.share:
+            order = order[lowest_fraction(split.joined([of.columns for of in parts]), stream.seed) >= stream.share]
+        order = order[window_order(len(order), stream.seed, epoch, lane, number)]
+        self.layout = layout(parts, numbers, stream.patch).take(order)
+        self._order = order[done:]  # the others were delivered before a restart
+        self._places: list[tuple[memoryview, memoryview, int]] = []
         self._reading: Future[None] | None = None
-        self.kept = 0  # objects that the stream delivers
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def passed(self) -> tuple[int, float, int]:
+        """How far its lane is, in whole runs. Windows that are open together are spaced, so that one after another ends, and
+        is read while the others go on."""
+        epoch, number, lane = self.key
+        turn, lanes = self._stream.turns[lane], len(self._stream.turns)
+        began = (number * lanes + turn) / min(lanes, OPEN_WINDOWS)
+        return epoch, began + self.done // RUN * RUN / max(len(self), 1), lane
+
+    def run(self, room: int | None, least: int) -> int:
+        """The last+1 of its objects that come next: up to the end of a run, or so many as fit into `room` tokens."""
+        stop = min((self.done // RUN + 1) * RUN, len(self))
+        return stop if room is None else max(self.layout.fitting(self.done, stop, room), self.done + least)
+
+    def assign(self, count: int, values: memoryview, ivars: memoryview, at: int) -> None:
+        """Say where the samples of its next objects go: from sample `at` on in memory for values and for ivar. When all places
+        are known the blocks are read, each at once."""
+        start = len(self.layout) - len(self._order) + len(self._places)
+        before = self.layout.samples[start : start + count]
+        self._places += [(values, ivars, 4 * (at + n - before[0])) for n in before]
+        if len(self._places) == len(self._order):
+            self._reading = self._stream.threads.submit(self._read)
 
     @property
     def reading(self) -> bool:
-        """Whether its samples are there or on their way."""
+        """Whether all its samples are there or on their way."""
         return self._reading is not None
-
-    def assign(self, place: int, values: memoryview, ivars: memoryview, at: int) -> None:
-        """Say where an object's samples go: from byte `at` on in memory for values and for ivar."""
-        self._places[place] = values, ivars, at
-        if len(self._places) == self.kept:
-            self._reading = self._stream.threads.submit(self._read)
 
     def wait(self) -> None:
         """Return when its samples are there. Raises UserError if they can't be read."""
@@ -108,51 +127,54 @@ class Block:
         self._reading.result()
 
     def _read(self) -> None:
-        """Runs of kept objects; the samples of one or two that are left out between them are read too, and dropped."""
-        places, edges = self._places, self._edges.tolist()
-        kept = sorted(places)
-        starts = [kept[0], *(b for a, b in pairwise(kept) if b - a > 3)]
-        stops = [*(a + 1 for a, b in pairwise(kept) if b - a > 3), kept[-1] + 1]
+        by_place = np.argsort(self._order)
+        ordered, first = self._order[by_place], 0
+        for shard, _, objects in self._blocks:
+            a, b = np.searchsorted(ordered, (first, first + len(objects))).tolist()
+            if a < b:
+                places = [self._places[i] for i in by_place[a:b].tolist()]
+                edges = objects.pixels[objects.segments]
+                self._fill(shard, edges.tolist(), dict(zip((ordered[a:b] - first).tolist(), places, strict=True)))
+            first += len(objects)
+        self._places, self._blocks = [], ()
+
+    def _fill(self, shard: int, edges: Sequence[int], places: dict[int, tuple[memoryview, memoryview, int]]) -> None:
+        """Read runs of a block's objects; the samples of one or two that are left out between them are read too, and dropped."""
+        wanted = list(places)
+        gaps = [(a, b) for a, b in pairwise(wanted) if b - a > 1]
+        if gaps:
+            dropped = memoryview(bytearray(4 * max(b - a for a, b in pairwise(edges))))
+            places |= {i: (dropped, dropped, 0) for a, b in gaps if b - a <= 3 for i in range(a + 1, b)}
+        starts = [wanted[0], *(b for a, b in gaps if b - a > 3)]
+        stops = [*(a + 1 for a, b in gaps if b - a > 3), wanted[-1] + 1]
         for start, stop in zip(starts, stops, strict=True):
-            values, ivars = [], []
-            for i in range(start, stop):
-                length = 4 * (edges[i + 1] - edges[i])
-                if i in places:
-                    value, ivar, at = places[i]
-                    values.append(value[at : at + length])
-                    ivars.append(ivar[at : at + length])
-                else:
-                    dropped = memoryview(bytearray(length))
-                    values.append(dropped)
-                    ivars.append(dropped)
-            self._stream.reader.fill(self._shard, edges[start], edges[stop], values, ivars)
-        self._places = {}
+            to = [(*places[i], 4 * (edges[i + 1] - edges[i])) for i in range(start, stop)]
+            values, ivars = [v[at : at + n] for v, _, at, n in to], [v[at : at + n] for _, v, at, n in to]
+            self._stream.reader.fill(shard, edges[start], edges[stop], values, ivars)
 
 
-class Window:
-    """The objects of a few blocks of one lane, in their shuffled order."""
+class Run(NamedTuple):
+    """Objects of the stream that follow on one another: objects start … stop-1 of a window."""
 
-    def __init__(self, stream: Stream, key: tuple[int, int, int], blocks: Sequence[tuple[int, int, Objects]], skip: int):
-        self.key = key
-        epoch, number, lane = key
-        self._share = 1 / stream.windows(epoch, lane)
-        items: list[Item] = []
-        for shard, first, objects in blocks:
-            tokens = tokens_of(objects.segments, objects.pixels, stream.patch).tolist()
-            kept = lowest_fraction(objects.columns, stream.seed) >= stream.share if stream.share else None
-            block = Block(stream, shard, objects.pixels[objects.segments])
-            items += [Item(first + i, tokens[i], one, block, i) for i, one in enumerate(packables(objects))
-                      if kept is None or kept[i]]  # fmt: skip
-        self.items = [items[i] for i in window_order(len(items), stream.seed, epoch, lane, number).tolist()]
-        for item in self.items[skip:]:  # the others were delivered before a restart
-            item.block.kept += 1
-        self.take(skip)
+    epoch: int
+    window: Window
+    start: int
+    stop: int
 
-    def take(self, done: int) -> None:
-        """Note that so many of its objects are delivered."""
-        epoch, number, lane = self.key
-        self.done = done
-        self.passed = epoch, (number + done / max(len(self.items), 1)) * self._share, lane  # how far its lane is
+    @property
+    def layout(self) -> Layout:
+        """All that is known of them before their samples are read."""
+        return self.window.layout.part(self.start, self.stop)
+
+    @property
+    def tokens(self) -> int:
+        """How many they have."""
+        return self.window.layout.tokens[self.stop] - self.window.layout.tokens[self.start]
+
+    @property
+    def samples(self) -> int:
+        """How many they have."""
+        return self.window.layout.samples[self.stop] - self.window.layout.samples[self.start]
 
 
 class Stream:
@@ -171,25 +193,29 @@ class Stream:
             raise UserError(f"training.lanes is {lanes}, fewer than the {size} ranks: raise it")
         self.index, self.seed, self.lanes, self.shuffle_blocks = index, seed, lanes, shuffle_blocks
         self.patch, self.share = patch, share
-        self.blocks = Blocks([len(s) for s in index.shards], block)
         surveys = sorted({s.survey for s in index.shards})
         shards = {name: np.flatnonzero([s.survey == name for s in index.shards]) for name in surveys}
-        counts = {name: int(self.blocks.counts[of].sum()) for name, of in shards.items()}
+        counts = {name: sum(len(index.shards[i]) for i in of.tolist()) for name, of in shards.items()}
         mixing = survey_weights(counts, temperature, weights or {})
-        self.groups, self.weights = [self.blocks.of(shards[s]) for s in mixing], list(mixing.values())
-        shortest = sum(int(w * len(g)) for w, g in zip(self.weights, self.groups, strict=True))
+        self.weights = list(mixing.values())
+        shortest, objects = 0, 2 * block
+        while shortest < lanes and (objects := objects // 2):  # of little data the blocks are smaller, so that every lane has one
+            self.blocks = Blocks([len(s) for s in index.shards], objects)
+            self.groups = [self.blocks.of(shards[s]) for s in mixing]
+            shortest = sum(int(w * len(g)) for w, g in zip(self.weights, self.groups, strict=True))
         if shortest < lanes:
-            raise UserError(f"{shortest} blocks of data for {lanes} lanes: lower training.block or training.lanes")
+            raise UserError(f"{shortest} objects an epoch for {lanes} lanes: lower training.lanes or raise training.weights")
         self.reader = BlockReader(index, comm, ("amplitude", "sn_median", *(split.COLUMNS if share else ())))
         self.order_of = {"fingerprint": index.fingerprint, "share": share, "seed": seed, "lanes": lanes, "block": block,
                          "shuffle_blocks": shuffle_blocks, "mixing": mixing}  # fmt: skip
         self.threads = ThreadPoolExecutor(READERS, "reader")
         self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._start({lane: (0, 0, 0) for lane in range(rank, lanes, size)})
+        self.turns = {lane: turn for turn, lane in enumerate(range(rank, lanes, size))}
+        self._start(dict.fromkeys(self.turns, (0, 0, 0)))
 
     def _start(self, positions: dict[int, tuple[int, int, int]]) -> None:
         self.positions = positions  # of each lane: epoch, window, objects of it delivered
-        self._coming: dict[tuple[int, int, int], list[tuple[int, int, Future[Objects]]]] = {}
+        self._coming: dict[tuple[int, int, int], Future[Window]] = {}
         self._open: list[Window] = []
 
     def _lane(self, epoch: int, lane: int) -> np.ndarray:
@@ -211,14 +237,16 @@ class Stream:
     def _load(self, key: tuple[int, int, int]) -> None:
         """Begin to read the tables of a window."""
         epoch, window, lane = key
-        if key in self._coming:
-            return
-        reading = []
-        for b in self._lane(epoch, lane)[window * self.shuffle_blocks : (window + 1) * self.shuffle_blocks].tolist():
-            shard, start, stop = self.blocks.place(b)
-            table = self.threads.submit(self.reader.read, shard, start, stop, samples=False)
-            reading.append((shard, int(self.index.offsets[shard]) + start, table))
-        self._coming[key] = reading
+        if key not in self._coming:
+            done = self.positions[lane][2] if self.positions[lane][:2] == (epoch, window) else 0
+            numbers = self._lane(epoch, lane)[window * self.shuffle_blocks : (window + 1) * self.shuffle_blocks]
+            places = [self.blocks.place(b) for b in numbers.tolist()]
+            self._coming[key] = self.threads.submit(self._window, key, places, done)
+
+    def _window(self, key: tuple[int, int, int], places: Sequence[tuple[int, int, int]], done: int) -> Window:
+        blocks = [(shard, int(self.index.offsets[shard]) + start, self.reader.read(shard, start, stop, samples=False))
+                  for shard, start, stop in places]  # fmt: skip
+        return Window(self, key, blocks, done)
 
     def _refill(self) -> None:
         """Open the windows whose turn it is, and begin to read those that follow."""
@@ -231,9 +259,8 @@ class Stream:
                 self._load(key)
             for key in now:
                 if key not in held:
-                    blocks = [(shard, first, table.result()) for shard, first, table in self._coming.pop(key)]
-                    self._open.append(Window(self, key, blocks, self.positions[key[2]][2]))
-            hollow = [window for window in self._open if not window.items]
+                    self._open.append(self._coming.pop(key).result())
+            hollow = [window for window in self._open if not len(window)]
             if not hollow:
                 return
             empty += len(hollow)
@@ -248,32 +275,20 @@ class Stream:
         epoch, number, _ = self._after(window.key)
         self.positions[lane] = (epoch, number, 0)
 
-    def next(self, room: int | None = None) -> tuple[int, Item] | None:
-        """The epoch of the next object and the object, or None if none of those in turn has at most `room` tokens."""
+    def next(self, room: int | None = None, least: int = 0) -> Run | None:
+        """The objects that come next, at most `RUN`, and those of them that have at most `room` tokens together, or the first
+        `least`; None if there are none."""
         if len(self._open) < min(OPEN_WINDOWS, len(self.positions)):
             self._refill()
-        behind = min(self._open, key=PASSED)
-        if room is None or behind.items[behind.done].tokens <= room:
-            return self._taken(behind)
-        for window in sorted(self._open, key=PASSED)[1:]:
-            if window.items[window.done].tokens <= room:
-                return self._taken(window)
+        for window in sorted(self._open, key=Window.passed):
+            start, stop = window.done, window.run(room, least)
+            if stop > start:
+                epoch, number, lane = window.key
+                self.positions[lane], window.done = (epoch, number, stop), stop
+                if stop == len(window):
+                    self._close(window)
+                return Run(epoch, window, start, stop)
         return None
-
-    def _taken(self, window: Window) -> tuple[int, Item]:
-        done = window.done
-        epoch, number, lane = window.key
-        self.positions[lane] = (epoch, number, done + 1)
-        window.take(done + 1)
-        if done + 1 == len(window.items):
-            self._close(window)
-        return epoch, window.items[done]
-
-    def __iter__(self) -> Iterator[tuple[int, Item]]:
-        while True:
-            found = self.next()
-            assert found is not None
-            yield found
 
     def state(self) -> dict[str, Any]:
         """What the order depends on, and counters of the lanes this rank serves, as plain JSON."""
@@ -299,9 +314,8 @@ class Stream:
         self._start(positions)
 
     def _wait(self) -> None:
-        for reading in self._coming.values():
-            for _, _, table in reading:
-                table.cancel() or table.exception()
+        for window in self._coming.values():
+            window.cancel() or window.exception()
         self._coming = {}
 
     def close(self) -> None:

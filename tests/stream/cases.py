@@ -110,13 +110,19 @@ def passed(stream: Stream, epochs: int) -> bool:
     return min(epoch for epoch, _, _ in stream.positions.values()) >= epochs
 
 
+def one(stream: Stream) -> tuple[int, int]:
+    """Epoch and number of the next object, drawn alone."""
+    run = stream.next(0, 1)
+    assert run is not None and run.stop == run.start + 1
+    return run.epoch, int(run.layout.counts[0, 0])
+
+
 def until(stream: Stream, epochs: int) -> Iterator[tuple[int, int]]:
     """(epoch, number) of the objects of the first `epochs` epochs that are still to come."""
     while not passed(stream, epochs):
-        found = stream.next()
-        assert found is not None
-        if found[0] < epochs:
-            yield found[0], found[1].number
+        epoch, number = one(stream)
+        if epoch < epochs:
+            yield epoch, number
 
 
 def packs_until(stream: Stream, epochs: int, budget: int) -> Iterator[tuple[int, int]]:

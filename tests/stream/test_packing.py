@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpcspec.stream import packing
 from hpcspec.stream.batches import PACKS_AHEAD, packs, prefetch
-from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.stream.packing import Memory, Packed, packables
+from hpcspec.stream.index import DataIndex, open_index, tokens_of
+from hpcspec.stream.packing import Memory, Packed, layout
 from hpcspec.stream.tokens import coordinates_at
 from hpcspec.surveys.observation import Arm, Curve, Observation
 from tests.making import GRIDS, objects_of, packed, shard, spectrum
-from tests.stream.cases import PATCH, Case, cases, contents, light_curve, thing, through_json
+from tests.stream.cases import PATCH, Case, cases, contents, light_curve, through_json
 
 # Pixels of the arms of one spectrum, as the surveys deliver them.
 LENGTHS = {"sdss": [3850], "desi": [2751, 2326, 2881], "apogee": [2920, 2400, 1894], "galah": [4096] * 4}
@@ -78,13 +79,24 @@ def test_samples_past_the_middle_of_a_grid_know_where_they_are() -> None:
         assert_holds(packed([one]), [one])
 
 
-def test_packables_of_some_objects_lie_where_they_did() -> None:
-    ones = [thing(n) for n in range(40)]
-    objects = objects_of(ones)
-    for one, packable in zip(ones, packables(objects), strict=True):
-        values = [value for _, value, _ in measured(one)]
-        assert objects.value[packable.start : packable.stop].tobytes() == b"".join(v.tobytes() for v in values)
-        assert packable.table[:, 0].tolist() == [len(v) for v in values]
+@settings(max_examples=40, deadline=None)
+@given(ones=observations(), data=st.data())
+def test_any_parts_of_a_layout_in_any_order_lie_as_their_objects_do(ones: list[Observation], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(1, len(ones)), max_size=2)))
+    sets = [some for a, b in pairwise([0, *cuts, len(ones)]) if (some := ones[a:b])]
+    order = data.draw(st.permutations(range(len(ones))).map(lambda of: of[: max(1, len(of) - 2)]))
+    cut = data.draw(st.integers(0, len(order)))
+    of = layout([objects_of(some) for some in sets], np.arange(len(ones)), PATCH).take(np.array(order))
+    parts = [of.part(a, b) for a, b in ((0, cut), (cut, len(order))) if a < b]
+    wanted = [ones[i] for i in order]
+    alone = [objects_of([one]) for one in wanted]
+    samples = np.concatenate([one.samples for one in alone], axis=1)
+    assert_holds(packing.pack(parts, [0] * len(parts), torch.from_numpy(samples)), wanted)
+    assert of.counts[:, 0].tolist() == order and of.samples[-1] == samples.shape[1]
+    assert np.diff(of.tokens).tolist() == [int(tokens_of(one.segments, one.pixels, PATCH)[0]) for one in alone]
+    room = data.draw(st.integers(0, of.tokens[-1] + 3))
+    stop = of.fitting(cut, len(of), room)
+    assert of.tokens[stop] - of.tokens[cut] <= room and (stop == len(of) or of.tokens[stop + 1] - of.tokens[cut] > room)
 
 
 @settings(max_examples=12, deadline=None)

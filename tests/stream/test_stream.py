@@ -27,7 +27,7 @@ from hpcspec.stream.order import epoch_blocks
 from hpcspec.stream.stream import Stream
 from tests.cluster.conftest import unavailable
 from tests.making import dataset, shard, spectrum
-from tests.stream.cases import Case, cases, epochs_begun, packs_until, passed, through_json, until, world_sizes
+from tests.stream.cases import Case, cases, epochs_begun, one, packs_until, passed, through_json, until, world_sizes
 
 RANKS = 2
 
@@ -38,7 +38,8 @@ def test_no_lane_runs_ahead_of_another(pool: DataIndex, data: st.DataObject) -> 
     case = data.draw(cases(pool, share=False))
     size = data.draw(st.integers(1, min(8, case.order["lanes"])))
     with case.rank(size - 1, size) as stream:
-        for _ in islice(stream, 3 * len(case.index) // size + 10):
+        for _ in range(3 * len(case.index) // size + 10):
+            one(stream)
             epochs = [epoch for epoch, _, _ in stream.positions.values()]
             assert max(epochs) - min(epochs) <= 1
 
@@ -95,10 +96,10 @@ def test_a_restored_stream_goes_on_as_it_would_have(pool: DataIndex, data: st.Da
             assert draws(stream, 40) == later[rank]
 
 
-def draws(stream: Stream, count: int) -> list[tuple[int, int, int]]:
-    """Epoch, number and tokens of what is drawn, now and then with little room, as a packer does."""
-    found = (stream.next(None if i % 3 else 12) for i in range(count))
-    return [(x[0], x[1].number, x[1].tokens) if x else (-1, -1, -1) for x in found]
+def draws(stream: Stream, count: int) -> list[tuple[int, ...]]:
+    """Epoch, numbers and counts of what is drawn, now and then with little room, as a packer does."""
+    found = (stream.next(*((12,), (), (0, 1))[i % 3]) for i in range(count))
+    return [(run.epoch, *run.layout.counts.flatten().tolist()) if run else (-1,) for run in found]
 
 
 @settings(max_examples=15, deadline=None)
@@ -112,7 +113,7 @@ def test_killed_and_resumed_on_other_numbers_of_ranks_nothing_is_lost_or_repeate
         for rank in range(size):
             with case.rank(rank, size, state) as stream:
                 count = data.draw(st.integers(0, 3 * len(case.index) // size))
-                delivered.update((epoch, item.number) for epoch, item in islice(stream, count))
+                delivered.update(one(stream) for _ in range(count))
                 states.append(stream.state())
         state = through_json(states)
     end = epochs_begun(state)
@@ -195,7 +196,7 @@ def test_other_data_are_refused_or_begin_the_next_epoch(case: Case, pool: DataIn
 
 def test_a_state_goes_on_with_the_same_data_where_other_data_are_allowed(case: Case) -> None:
     with case.rank() as stream:
-        list(islice(stream, 30))
+        draws(stream, 30)
         state, wanted = stream.state(), draws(stream, 30)
     with case.rank() as stream:
         stream.restore(state, changed_data=True)
@@ -205,11 +206,33 @@ def test_a_state_goes_on_with_the_same_data_where_other_data_are_allowed(case: C
 def test_a_data_set_can_t_be_dealt_to_too_many(case: Case) -> None:
     with pytest.raises(UserError, match="training.lanes is 4, fewer than the 5 ranks"), case.rank(size=5):
         pass
-    with pytest.raises(UserError, match="3 blocks of data for 10 lanes: lower training.block or training.lanes"), \
-            case.changed(block=100, lanes=10).rank():  # fmt: skip
+    with pytest.raises(UserError, match="57 objects an epoch for 60 lanes: lower training.lanes"), \
+            case.changed(lanes=60).rank():  # fmt: skip
         pass
     with replace(case, options={"share": 1.0}).rank() as stream, pytest.raises(UserError, match="no object is left to train on"):
         stream.next()
+
+
+@pytest.mark.parametrize("lanes", [10, 57])
+def test_of_little_data_the_blocks_are_smaller(case: Case, lanes: int) -> None:
+    case = replace(case.changed(block=100, lanes=lanes), options={"share": 0.0})
+    delivered: Counter[tuple[int, int]] = Counter()
+    for rank in range(3):
+        with case.rank(rank, 3) as stream:
+            assert len(stream.blocks) >= lanes and stream.state()["block"] == 100
+            delivered.update(until(stream, 2))
+    assert delivered == case.everything(2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_runs_are_the_same_objects_as_one_after_another(pool: DataIndex, data: st.DataObject) -> None:
+    case = data.draw(cases(pool))
+    with case.rank() as stream:
+        runs = [stream.next() for _ in range(8)]
+        drawn = [(run.epoch, n) for run in runs if run for n in run.layout.counts[:, 0].tolist()]
+    with case.rank() as stream:
+        assert [one(stream) for _ in drawn] == drawn
 
 
 def test_a_rank_whose_lanes_are_mostly_held_out_goes_on(tmp_path: Path) -> None:
@@ -253,7 +276,7 @@ def test_mixed_epochs_are_dealt_and_resumed_too(pool: DataIndex) -> None:
     states = []
     for rank in range(3):
         with case.rank(rank, 3) as stream:
-            delivered.update((epoch, item.number) for epoch, item in islice(stream, 50 + 20 * rank))
+            delivered.update(one(stream) for _ in range(50 + 20 * rank))
             states.append(stream.state())
             blocks, groups, weights = stream.blocks, stream.groups, stream.weights
     for rank in range(5):
@@ -273,7 +296,7 @@ def test_a_survey_of_weight_0_is_left_out(case: Case) -> None:
     assert set(case.index.survey[numbers]) == {"sdss", "apogee"}
     assert Counter(numbers) == {n: 2 for n in np.flatnonzero(case.selected & (case.index.survey != "desi")).tolist()}
     case.options["weights"] = dict.fromkeys(("sdss", "desi", "apogee"), 0.0)
-    with pytest.raises(UserError, match="0 blocks of data for 4 lanes"), case.rank():
+    with pytest.raises(UserError, match="0 objects an epoch for 4 lanes"), case.rank():
         pass
 
 

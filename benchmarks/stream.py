@@ -170,7 +170,7 @@ def plan(bench: Bench) -> None:
 
 def peers(bench: Bench) -> None:
     """The stream beside others, on a subset in the page cache, all in turn."""
-    count = min(bench.spectra, 1000 if bench.quick else 10_000)
+    count = min(bench.spectra, 1000 if bench.quick else 40_000)
     folder = bench.folder / f"subset-{count}"
     paths = write_mix(folder, count, SHARD_MIB)
     write_flat(paths, folder / "flat")

@@ -12,15 +12,16 @@ import numpy as np
 
 from hpcspec.atomic import read_json, write_json
 from hpcspec.errors import UserError
-from hpcspec.shards.format import SCHEMA_VERSION, write_shard
+from hpcspec.shards.format import INDEX, SCHEMA_VERSION, write_shard
 from hpcspec.shards.objects import canonical, collect, healpix29
-from hpcspec.shards.shard import Shard, describe
+from hpcspec.shards.shard import Shard, describe, index_of
 from hpcspec.simulate.instruments import APOGEE_START, APOGEE_STEP, CHIPS, HERMES, HERMES_PIXELS
 from hpcspec.surveys.grids import Grid
 from hpcspec.surveys.observation import Arm, Observation
 
 SHARES = {"sdss": 0.40, "desi": 0.25, "apogee": 0.25, "galah": 0.10}
-VERSION = 1  # of what is written, beside that of the shards
+VERSION = 2  # of what is written, beside that of the shards
+MADE = "made.json"  # what was asked for
 MIB = 1 << 20
 
 
@@ -48,25 +49,30 @@ ARMS = {
 def write_mix(folder: Path, spectra: int, mib: float, seed: int = 0) -> list[Path]:
     """Shards of about `mib` MiB with this many spectra in all, unless the folder has them; their paths."""
     facts = {"spectra": spectra, "mib": mib, "seed": seed, "version": VERSION, "schema": SCHEMA_VERSION}
-    made = folder / "mix.json"
-    if not _there(made, facts):
+    if not _there(folder, facts):
         rng = np.random.default_rng(seed)
         pool = rng.normal(10, 1, (2, 1 << 22)).astype(np.float32)
         pool[1] = np.where(rng.random(1 << 22) < 0.03, 0, rng.uniform(0.5, 2, 1 << 22))
         for survey, share in SHARES.items():
             _write_survey(folder, survey, round(share * spectra), mib, pool, rng)
-        write_json(made, facts)
+        _finish(folder, facts)
     return sorted(folder.glob("*.h5"))
 
 
-def _there(made: Path, facts: dict[str, Any]) -> bool:
+def _finish(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the index that ingest leaves, and what was made."""
+    write_json(folder / INDEX, index_of({path.name: describe(path) for path in sorted(folder.glob("*.h5"))}))
+    write_json(folder / MADE, facts)
+
+
+def _there(folder: Path, facts: dict[str, Any]) -> bool:
     """Whether a folder's data are these, and can be read; if not, it is emptied."""
     try:
-        if read_json(made) == facts and [describe(path) for path in made.parent.glob("*.h5")]:
+        if read_json(folder / MADE) == facts and [describe(path) for path in folder.glob("*.h5")]:
             return True
     except UserError:
         pass  # of another version
-    shutil.rmtree(made.parent, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return False
 
 
@@ -95,15 +101,15 @@ def _arms(survey: str, pool: np.ndarray, rng: np.random.Generator) -> Iterator[A
 
 def cut_up(paths: list[Path], folder: Path, pieces: int) -> list[Path]:
     """The same objects in shards of a `pieces`-th of the size, unless the folder has them; their paths."""
-    made, facts = folder / "cut.json", {"pieces": pieces, "of": [[p.name, p.stat().st_size] for p in paths]}
-    if not _there(made, facts):
+    facts = {"version": VERSION, "pieces": pieces, "of": [[p.name, p.stat().st_size] for p in paths]}
+    if not _there(folder, facts):
         for path in paths:
             with Shard.open(path) as shard:
                 edges = np.linspace(0, len(shard.info), min(pieces, len(shard.info)) + 1).astype(int).tolist()
                 for k, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
                     piece = canonical(shard.objects(a, b))
                     write_shard(folder / f"{path.stem}-{k:03d}.h5", piece, shard.info.survey, "benchmark")
-        write_json(made, facts)
+        _finish(folder, facts)
     return sorted(folder.glob("*.h5"))
 
 

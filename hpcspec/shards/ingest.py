@@ -33,7 +33,7 @@ from hpcspec.comm import agreed, on_root, rank_and_size
 from hpcspec.errors import UserError
 from hpcspec.shards.format import INDEX, SCHEMA_VERSION, write_shard
 from hpcspec.shards.objects import Objects, canonical, collect, columns_of, encoded, joined, text
-from hpcspec.shards.shard import Shard, describe
+from hpcspec.shards.shard import Shard, describe, index_of
 from hpcspec.surveys import discover, read, read_rows
 from hpcspec.surveys.base import Quarantined, Source, reason_of
 from hpcspec.surveys.observation import Observation
@@ -316,9 +316,7 @@ def _settle(survey: str, units: Sequence[Unit], shards: Sequence[ShardPlan], rep
         shutil.rmtree(folder / "units")
         raise UserError(f"no usable {survey} object among {counts.sources} files: {counts.quarantined} objects quarantined, "
                         f"the first because: {bad[0]['reason']}. Is --survey right?")  # fmt: skip
-    facts = {name: {k: v for k, v in vars(info).items() if k != "path"} for name, info in infos.items()}
-    write_json(folder / INDEX, {"survey": survey, "key": key, "schema_version": SCHEMA_VERSION, "counts": asdict(counts),
-                                "shards": names, "facts": facts})  # fmt: skip
+    write_json(folder / INDEX, {"survey": survey, "key": key, "counts": asdict(counts), **index_of(infos)})
     _tidy(folder, names, units if keep_units else ())
     return counts
 

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -88,6 +88,12 @@ def _indexed(index: Path, _: int) -> dict[str, ShardInfo]:
     if content.get("schema_version") != SCHEMA_VERSION:
         return {}
     return {name: _restored(facts) for name, facts in content.get("facts", {}).items()}
+
+
+def index_of(infos: Mapping[str, ShardInfo]) -> dict[str, Any]:
+    """What the index of a folder says of its shards, by name, for `shard_paths` and `describe`."""
+    facts = {name: {k: v for k, v in vars(info).items() if k != "path"} for name, info in infos.items()}
+    return {"schema_version": SCHEMA_VERSION, "shards": list(infos), "facts": facts}
 
 
 def _restored(facts: dict[str, Any]) -> ShardInfo:

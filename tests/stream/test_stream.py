@@ -8,7 +8,6 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 

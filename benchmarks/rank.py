@@ -55,17 +55,18 @@ def stream(folder: str, rank: str = "0", size: str = "1") -> Measure:
         of = Stream(index, 1, training.lanes, training.block, training.shuffle_blocks, patch=patch, rank=int(rank),
                     size=int(size))  # fmt: skip
         wanted = len(index) * lanes // training.lanes
-        spectra = samples = number = patches = 0
-        first, tokens = 0.0, 0
+        spectra = samples = 0
+        first, segments = 0.0, []
         for pack in packs(of, budget):
             first = first or time.monotonic() - began
-            spectra, samples, number = spectra + len(pack), samples + pack.samples.shape[1], number + 1
-            here = int((-(-pack.segments.diff() // patch)).sum())
-            patches, tokens = patches + here, tokens + here + len(pack)  # and one token for each object's scalars
+            spectra, samples = spectra + len(pack), samples + pack.samples.shape[1]
+            segments.append(pack.segments)
             if spectra >= wanted:
                 break
         ended = time.monotonic()
         of.close()
+        patches, number = sum(int((-(-edges.diff() // patch)).sum()) for edges in segments), len(segments)
+        tokens = patches + spectra  # one token for each object's scalars
         return {"spectra": spectra, "bytes": 8 * samples, "seconds": ended - began, "began": began, "ended": ended,
                 "first_s": first, "packs": number, "useful": tokens / number / budget, "filled": samples / patches / patch,
                 "shards": len(index.shards)}  # fmt: skip

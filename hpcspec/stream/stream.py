@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from hpcspec.stream.split import lowest_fraction
 OPEN_SHARDS = 128
 OPEN_WINDOWS, AHEAD = 4, 2  # windows that objects are drawn from, and that are read ahead of them
 RUN = 8  # objects that are drawn from a window at once
+PASSED = attrgetter("passed")
 READERS = 4  # threads
 log = logging.getLogger(__name__)
 
@@ -87,33 +88,34 @@ class Window:
             order = order[lowest_fraction(split.joined([of.columns for of in parts]), stream.seed) >= stream.share]
         order = order[window_order(len(order), stream.seed, epoch, lane, number)]
         self.layout = layout(parts, numbers, stream.patch).take(order)
+        self.count = len(order)
         self._order = order[done:]  # the others were delivered before a restart
-        self._places: list[tuple[memoryview, memoryview, int]] = []
+        self._places: list[tuple[memoryview, memoryview, int, int]] = []  # runs: where they go, and how many objects
+        self._unplaced = len(self._order)
         self._reading: Future[None] | None = None
+        lanes = len(stream.turns)
+        self._began = (number * lanes + stream.turns[lane]) / min(lanes, OPEN_WINDOWS)
+        self.take(done)
 
-    def __len__(self) -> int:
-        return len(self.layout)
-
-    def passed(self) -> tuple[int, float, int]:
-        """How far its lane is, in whole runs. Windows that are open together are spaced, so that one after another ends, and
-        is read while the others go on."""
-        epoch, number, lane = self.key
-        turn, lanes = self._stream.turns[lane], len(self._stream.turns)
-        began = (number * lanes + turn) / min(lanes, OPEN_WINDOWS)
-        return epoch, began + self.done // RUN * RUN / max(len(self), 1), lane
+    def take(self, done: int) -> None:
+        """Note that so many of its objects are delivered."""
+        epoch, _, lane = self.key
+        self.done = done
+        # How far it is, in whole runs. Windows that are open together are spaced: one after another ends, and is read while the
+        # others go on.
+        self.passed = epoch, self._began + done // RUN * RUN / max(self.count, 1), lane
 
     def run(self, room: int | None, least: int) -> int:
         """The last+1 of its objects that come next: up to the end of a run, or so many as fit into `room` tokens."""
-        stop = min((self.done // RUN + 1) * RUN, len(self))
+        stop = min((self.done // RUN + 1) * RUN, self.count)
         return stop if room is None else max(self.layout.fitting(self.done, stop, room), self.done + least)
 
     def assign(self, count: int, values: memoryview, ivars: memoryview, at: int) -> None:
         """Say where the samples of its next objects go: from sample `at` on in memory for values and for ivar. When all places
         are known the blocks are read, each at once."""
-        start = len(self.layout) - len(self._order) + len(self._places)
-        before = self.layout.samples[start : start + count]
-        self._places += [(values, ivars, 4 * (at + n - before[0])) for n in before]
-        if len(self._places) == len(self._order):
+        self._places.append((values, ivars, at, count))
+        self._unplaced -= count
+        if not self._unplaced:
             self._reading = self._stream.threads.submit(self._read)
 
     @property
@@ -127,30 +129,30 @@ class Window:
         self._reading.result()
 
     def _read(self) -> None:
-        by_place = np.argsort(self._order)
+        places, counts = self._places, np.array([count for *_, count in self._places])
+        samples, by_place = np.array(self.layout.samples[-len(self._order) - 1 :]), np.argsort(self._order)
+        begins = np.repeat(np.array([at for _, _, at, _ in places]) - samples[counts.cumsum() - counts], counts) + samples[:-1]
+        to = np.stack([np.repeat(np.arange(len(places)), counts), 4 * begins, 4 * (begins + np.diff(samples))], axis=1)[by_place]
         ordered, first = self._order[by_place], 0
         for shard, _, objects in self._blocks:
             a, b = np.searchsorted(ordered, (first, first + len(objects))).tolist()
             if a < b:
-                places = [self._places[i] for i in by_place[a:b].tolist()]
-                edges = objects.pixels[objects.segments]
-                self._fill(shard, edges.tolist(), dict(zip((ordered[a:b] - first).tolist(), places, strict=True)))
+                wanted = [(places[k][0][i:j], places[k][1][i:j]) for k, i, j in to[a:b].tolist()]
+                self._fill(shard, objects.pixels[objects.segments], ordered[a:b] - first, wanted)
             first += len(objects)
         self._places, self._blocks = [], ()
 
-    def _fill(self, shard: int, edges: Sequence[int], places: dict[int, tuple[memoryview, memoryview, int]]) -> None:
+    def _fill(self, shard: int, edges: np.ndarray, wanted: np.ndarray, places: Sequence[tuple[memoryview, memoryview]]) -> None:
         """Read runs of a block's objects; the samples of one or two that are left out between them are read too, and dropped."""
-        wanted = list(places)
-        gaps = [(a, b) for a, b in pairwise(wanted) if b - a > 1]
-        if gaps:
-            dropped = memoryview(bytearray(4 * max(b - a for a, b in pairwise(edges))))
-            places |= {i: (dropped, dropped, 0) for a, b in gaps if b - a <= 3 for i in range(a + 1, b)}
-        starts = [wanted[0], *(b for a, b in gaps if b - a > 3)]
-        stops = [*(a + 1 for a, b in gaps if b - a > 3), wanted[-1] + 1]
-        for start, stop in zip(starts, stops, strict=True):
-            to = [(*places[i], 4 * (edges[i + 1] - edges[i])) for i in range(start, stop)]
-            values, ivars = [v[at : at + n] for v, _, at, n in to], [v[at : at + n] for _, v, at, n in to]
-            self._stream.reader.fill(shard, edges[start], edges[stop], values, ivars)
+        a = 0
+        for b in [*(np.flatnonzero(np.diff(wanted) > 3) + 1).tolist(), len(wanted)]:
+            start, stop, to = int(wanted[a]), int(wanted[b - 1]) + 1, places[a:b]
+            if stop - start > b - a:
+                there = dict(zip(wanted[a:b].tolist(), to, strict=True))
+                lengths = np.diff(edges).tolist()
+                to = [there.get(i) or (memoryview(bytearray(4 * lengths[i])),) * 2 for i in range(start, stop)]
+            self._stream.reader.fill(shard, int(edges[start]), int(edges[stop]), [v for v, _ in to], [i for _, i in to])
+            a = b
 
 
 class Run(NamedTuple):
@@ -260,7 +262,7 @@ class Stream:
             for key in now:
                 if key not in held:
                     self._open.append(self._coming.pop(key).result())
-            hollow = [window for window in self._open if not len(window)]
+            hollow = [window for window in self._open if not window.count]
             if not hollow:
                 return
             empty += len(hollow)
@@ -280,12 +282,13 @@ class Stream:
         `least`; None if there are none."""
         if len(self._open) < min(OPEN_WINDOWS, len(self.positions)):
             self._refill()
-        for window in sorted(self._open, key=Window.passed):
+        for window in sorted(self._open, key=PASSED):
             start, stop = window.done, window.run(room, least)
             if stop > start:
                 epoch, number, lane = window.key
-                self.positions[lane], window.done = (epoch, number, stop), stop
-                if stop == len(window):
+                self.positions[lane] = (epoch, number, stop)
+                window.take(stop)
+                if stop == window.count:
                     self._close(window)
                 return Run(epoch, window, start, stop)
         return None

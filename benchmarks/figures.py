@@ -24,7 +24,6 @@ FIGURES = (
     ("plan_100m_mib", "{:.0f} MiB", "what that and its index take beside the imports, at the peak"),
     ("plan_100m_index_mib", "{:.0f} MiB", "of it the index"),
     ("plan_100m_total_mib", "{:.0f} MiB", "peak of the whole process"),
-    ("subset_spectra_per_s", "{:.0f}", "spectra/s, warm, of the peers' subset"),
     ("vs_hf_datasets", "{:.1f}×", "… ÷ Hugging Face datasets: flux, ivar, wavelength, mask"),
     ("vs_hf_datasets_two", "{:.1f}×", "… ÷ Hugging Face datasets: flux and ivar"),
     ("vs_h5py_random", "{:.1f}×", "… ÷ each object by h5py in random order: flux, ivar, wavelength, mask, a row each"),

@@ -331,11 +331,7 @@ class Shard:
         used = grid[grid >= 0]
         low, high = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 0)
         self._check(high <= self.info.grids)
-        axes = self._axes
-        if axes is None:
-            axes = self._axes_of(low, high)
-        else:
-            low = 0
+        axes = self._axes_of(low, high) if self._axes is None else self._axes[low:high]
         listed = {}
         if not axes[:, 0].all():
             for g in np.intersect1d(np.flatnonzero(axes[:, 0] == 0), used - low).tolist():

@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python benchmarks/stream.py", description="Measure the stream and the shards.")
     parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="file for the figures")
     parser.add_argument("--folder", type=Path, help="for the data, which stay and are used again (default: a temporary one)")
-    parser.add_argument("--spectra", type=int, help="how many (default: 100,000, 45 GB of disk with all peers; 5,000 with --quick)")
+    parser.add_argument("--spectra", type=int, help="how many (default: 100,000, 45 GB with all peers; 5,000 with --quick)")
     parser.add_argument("--repeats", type=int, help="of what is compared (default: 5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="few spectra, once: whether it works, not how fast it is")
     parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="python in which the peers are installed")

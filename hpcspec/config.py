@@ -373,7 +373,21 @@ def load(path: Path, settings: Iterable[str] = ()) -> Config:
 
     Raises UserError for an unreadable file, an unknown name or key, or a value that can't be.
     """
-    tree = read_yaml(path)
+    return _resolved(read_yaml(path), settings, str(path))
+
+
+def load_survey(name: str, settings: Iterable[str] = ()) -> Config:
+    """The configuration of a pipeline of one survey: configs/pipelines/NAME.yaml, or else the defaults of everything.
+
+    Raises UserError as `load` does.
+    """
+    path, section = (config_folder() / group / f"{name}.yaml" for group in ("pipelines", FOLDERS["surveys"]))
+    if path.is_file():
+        return load(path, settings)
+    return _resolved({"name": name, "surveys": {name: name if section.is_file() else {}}}, settings, f"survey {name}")
+
+
+def _resolved(tree: dict[str, Any], settings: Iterable[str], where: str) -> Config:
     for assignment in settings:
         if "surveys" in tree:
             tree["surveys"] = _by_name(tree["surveys"])
@@ -384,7 +398,7 @@ def load(path: Path, settings: Iterable[str] = ()) -> Config:
     surveys = _by_name(tree.get("surveys"))
     if isinstance(surveys, dict):
         tree["surveys"] = {n: _resolve("surveys", s) for n, s in surveys.items()}
-    return validated(Config, _expand(tree), str(path))
+    return validated(Config, _expand(tree), where)
 
 
 def dump(config: Config) -> str:

@@ -15,7 +15,7 @@ from hpcspec.cluster.run import Release, Run, newest_trained, release
 from hpcspec.cluster.site import default_executor, load_site
 from hpcspec.cluster.stages import adapt_key, has_head, ingested, merge_key, pretrain_key, simulate_key, survey_settings
 from hpcspec.cluster.summary import show_status, show_summary
-from hpcspec.config import Config, load
+from hpcspec.config import Config, load, load_survey
 from hpcspec.config import Survey as SurveySection
 from hpcspec.errors import UserError
 from hpcspec.surveys import SURVEYS, reader
@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     }.items():
         sub = verbs.add_parser(verb, parents=[common], help=text, description=text)
         sub.add_argument("--config", type=Path, help="pipeline configuration (default: that of --run)")
+        sub.add_argument("--survey", help=f"instead of --config: this survey alone ({', '.join(SURVEYS)}, or one of an installed "
+                                          "package), as configs/pipelines says, or with the defaults of everything")  # fmt: skip
         sub.add_argument("--input", type=Path, help="folder with the survey's files")
         sub.add_argument("--labels", type=Path, help="label table (CSV, FITS or Parquet)")
     for verb, text in {
@@ -74,15 +76,19 @@ def parser() -> argparse.ArgumentParser:
 
 def configuration(args: argparse.Namespace) -> tuple[Run, Config]:
     """The run and configuration that a verb works on, with --input and --labels applied."""
-    if args.config is None:
-        if args.run is None:
-            raise UserError("give --config (a file in configs/pipelines) or --run (a run folder)")
-        run = Run(args.run)
-        run.config()
-        config = load(run.config_path, args.set)
-    else:
+    if args.config and args.survey:
+        raise UserError("give --config or --survey, not both")
+    if args.survey:
+        reader(args.survey)
+        config = load_survey(args.survey, args.set)
+    elif args.config:
         config = load(args.config, args.set)
-        run = Run(args.run or RUNS / config.name)
+    elif args.run:
+        Run(args.run).config()
+        config = load(Run(args.run).config_path, args.set)
+    else:
+        raise UserError("give --config (a file in configs/pipelines), --survey (a name) or --run (a run folder)")
+    run = Run(args.run or RUNS / config.name)
     if args.input or args.labels:
         if len(config.surveys) != 1:
             raise UserError(f"--input and --labels are for a pipeline of one survey; this one has {', '.join(config.surveys)}: "

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hpcspec.config import Config, Survey, config_folder, dump, load, validated
+from hpcspec.config import Config, Survey, config_folder, dump, load, load_survey, validated
 from hpcspec.errors import UserError
 from hpcspec.surveys import SURVEYS
 
@@ -120,6 +120,15 @@ def test_a_wrong_value_is_named_with_its_place(setting: str, said: str) -> None:
 def test_all_mistakes_are_told_at_once() -> None:
     said = refused(DEMO, "training.steps=0", "adapt.epoch=3", "catalog.tasks=no")
     assert all(name in said for name in ("training.steps:", "adapt.epoch:", "catalog.tasks:")) and str(DEMO) in said
+
+
+def test_a_survey_alone_has_its_pipeline_or_the_defaults() -> None:
+    assert load_survey("lamost") == load(config_folder() / "pipelines/lamost.yaml")
+    assert load_survey("lamost", ["training.steps=7"]).training.steps == 7
+    eros = load_survey("eros")
+    assert eros.name == "eros" and list(eros.surveys) == ["eros"] and eros.surveys["eros"].labels.object_class == "class"
+    own = load_survey("mysurvey", ["surveys.mysurvey.input=/data"])
+    assert own.surveys["mysurvey"].input == "/data" and own.training == eros.training
 
 
 @pytest.mark.parametrize(("content", "said"), [

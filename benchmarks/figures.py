@@ -25,6 +25,7 @@ FIGURES = (
     ("plan_100m_index_mib", "{:.0f} MiB", "of it the index"),
     ("plan_100m_total_mib", "{:.0f} MiB", "peak of the whole process"),
     ("vs_hf_datasets", "{:.1f}×", "… ÷ Hugging Face datasets: flux, ivar, wavelength, mask"),
+    ("vs_hf_iterable", "{:.1f}×", "… ÷ the same as an iterable data set, shuffled in a buffer of 1000"),
     ("vs_hf_datasets_two", "{:.1f}×", "… ÷ Hugging Face datasets: flux and ivar"),
     ("vs_h5py_random", "{:.1f}×", "… ÷ each object by h5py in random order: flux, ivar, wavelength, mask, a row each"),
     ("vs_h5py_random_two", "{:.1f}×", "… ÷ each object by h5py in random order: flux and ivar, from our shards"),

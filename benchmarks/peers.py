@@ -63,6 +63,20 @@ def read_hf(folder: Path, data: Path, columns: tuple[str, ...] = ("flux", "ivar"
     return epoch
 
 
+def read_hf_iterable(folder: Path, data: Path) -> Epoch:
+    """The four columns from an iterable data set, its shards and a buffer of a thousand spectra shuffled."""
+    from datasets import load_from_disk
+
+    names = ("flux", "ivar", "wavelength", "mask")
+
+    def epoch() -> Iterator[Joined]:
+        whole = load_from_disk(data).to_iterable_dataset(num_shards=64)
+        for batch in whole.shuffle(seed=SEED, buffer_size=1000).with_format("numpy").iter(batch_size=BATCH):
+            yield len(batch["flux"]), [np.concatenate(list(batch[name])) for name in names]
+
+    return epoch
+
+
 def read_hf_two(folder: Path, data: Path) -> Epoch:
     """The same with flux and ivar alone."""
     return read_hf(folder, data, ("flux", "ivar"))
@@ -210,6 +224,7 @@ def read_dataloader(folder: Path, _: Path) -> Epoch:
 PEERS: dict[str, tuple[Callable[..., Any], Callable[[Path, Path], None] | None, str]] = {
     "hf_datasets": (read_hf, write_hf, "hf"),
     "hf_datasets_two": (read_hf_two, write_hf, "hf"),
+    "hf_iterable": (read_hf_iterable, write_hf, "hf"),
     "h5py_random": (read_padded, write_padded, "padded"),
     "h5py_random_two": (read_h5py, None, ""),
     "mosaic": (read_mosaic, write_mosaic, "mds"),

@@ -295,7 +295,8 @@ def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(tiny: Tiny, submit: S
     (run / "state/merge-desi.json").unlink()
     command = ["catalog", "--run", str(run), "--survey", "desi", "--executor", "local"]
     process = subprocess.Popen([sys.executable, "-m", "hpcspec.submit", *command], cwd=tmp_path, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+                               stderr=subprocess.PIPE, text=True,  # a shell has the commands in its background ignore SIGINT
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     jobs = str(run / "logs/jobs/catalog-desi")
     until = time.monotonic() + 60
     while len(processes_naming(jobs)) < 2 and time.monotonic() < until:  # a controller and its task

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -23,11 +24,12 @@ _TEFF, _LOGG = np.linspace(3000, 12000, 181), np.linspace(-0.5, 5.5, 121)
 
 
 def _plot(size: tuple[float, float], draw: Callable[[Axes], Any], title: str, projection: str | None = None) -> str:
-    """An <img> with the figure inside it; the same numbers give the same bytes."""
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.add_subplot(projection=projection))
+    """An <img> with the figure inside it; the same numbers give the same bytes, whatever the user's settings of matplotlib."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+    with rc_context(rcParamsDefault | {"backend": "agg"}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot(projection=projection))
+        figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
     return f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 

@@ -25,7 +25,6 @@ from hpcspec.shards.objects import COLUMNS, Channel, Objects
 from hpcspec.surveys.grids import KINDS
 
 IOV_MAX = 1024  # pieces of memory that one read can fill
-TABLE_BYTES = 4 << 20  # the columns of a shard are kept in memory, while it is open, if they are no more
 # What the stream reads, and the types; the order is that of `ShardInfo.offsets`.
 STREAMED = {
     "object/segments": "<i8", "segment/pixels": "<i8", "segment/grid": "<i4", "segment/first": "<i8", "segment/channel": "<i2",
@@ -138,7 +137,7 @@ class Shard:
     """
 
     def __init__(self, info: ShardInfo, comm: Any = None, file: h5py.File | None = None):
-        self.info, self.path, self._comm, self._file = info, info.path, comm, file
+        self.info, self.path, self._file = info, info.path, file
         self.mpio = comm is not None and h5py.get_config().mpi
         self._kept: dict[str, np.ndarray] = {}
         self._axes: np.ndarray | None = None
@@ -222,16 +221,20 @@ class Shard:
         self._scatter([memoryview(values).cast("B")], offset + start * (values.nbytes // count), name)
         return values
 
-    def keep_table(self) -> None:
-        """Read all columns at once and keep them, if they are small: then a block costs no reads but those of its samples."""
+    def keep_table(self, most: int) -> None:
+        """Read all columns at once and keep them, if they are at most so many bytes: then a block costs no reads but those of its
+        samples. Raises UserError if the file can't be read."""
         info = self.info
         small = [n for n in STREAMED if n not in LARGE]
         there = sorted((info.offsets[PLACE[n]], n) for n in small if math.prod(self._shape(n)))
         begin, (last, name) = there[0][0], there[-1]
         length = last - begin + math.prod(self._shape(name)) * self._kind(name).itemsize
-        if self.mpio or begin < 0 or length > TABLE_BYTES:
+        if self.mpio or begin < 0 or length > most:
             return
-        table = os.pread(self._fd, length, begin)
+        try:
+            table = os.pread(self._fd, length, begin)
+        except OSError as error:
+            raise UserError(f"can't read shard {self.path}: {error.strerror}") from error
         if len(table) == length:
             self._kept = {n: np.empty(self._shape(n), self._kind(n)) for n in small}
             for at, n in there:
@@ -263,7 +266,8 @@ class Shard:
             pixels = self._rows("segment/pixels", s0, s1 + 1)
             grid, first, channel = (self._rows(f"segment/{n}", s0, s1) for n in ("grid", "first", "channel"))
             v0, v1 = int(pixels[0]), int(pixels[-1])
-            self._check(0 <= v0 <= v1 <= info.samples)
+            lengths = pixels[1:] - pixels[:-1]
+            self._check(0 <= v0 <= v1 <= info.samples and not (lengths < 0).any() and not (segments[1:] < segments[:-1]).any())
             curves = np.flatnonzero(grid < 0)
             t0 = int(first[curves[0]]) if len(curves) else 0
             t1 = int(first[curves[-1]]) + int(pixels[curves[-1] + 1]) - int(pixels[curves[-1]]) if len(curves) else 0
@@ -271,6 +275,10 @@ class Shard:
             if len(curves):
                 first = np.where(grid < 0, first - t0, first)
             grid, axes, listed = self._grids(grid)
+            if listed or len(curves):
+                sizes = np.full(len(axes) + 1, np.iinfo(np.int64).max)
+                sizes[list(listed)], sizes[-1] = list(map(len, listed.values())), t1 - t0
+                self._check(not ((first < 0) | (lengths > sizes[grid] - first)).any())
             values = np.empty((2, v1 - v0 if samples else 0), np.float32)
             if samples:
                 self.fill(v0, v1, [values[0]], [values[1]])
@@ -344,9 +352,9 @@ class Shard:
         self._check(bool(np.all(axes[:, 0] < len(KINDS)) and np.all(axes[:, 0] >= 0)))
         return axes
 
-    def column(self, name: str) -> np.ndarray:
-        """One of `COLUMNS` of all objects, (n,)."""
-        return self._rows(f"object/{name}", 0, len(self.info))
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """One of `COLUMNS` of objects start … stop-1, (n,)."""
+        return self._rows(f"object/{name}", start, len(self.info) if stop is None else stop)
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """object/segments (n+1,) and segment/pixels (s+1,) of all objects."""

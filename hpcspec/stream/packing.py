@@ -60,8 +60,8 @@ class Layout:
     """n objects of s segments without their samples: all that it takes to put them one after another.
 
     counts (n, 4) i8: number in the index, and how many tokens, samples and segments; levels (n, 2) f4: amplitude and sn_median;
-    table (s, 4) f8: length, kind, origin and step of each segment, see `Packed`; listed (e,) f8: the coordinates of the
-    segments that list theirs.
+    table (s, 4) f8: length, kind, origin and step of each segment, see `Packed`; listed (s,) objects: the coordinates (…,) f8 of
+    each segment, empty but for those that list theirs, or (0,) if none does.
     """
 
     counts: np.ndarray
@@ -92,34 +92,25 @@ class Layout:
     def _segments(self) -> list[int]:
         return self._ends[:, 3].tolist()
 
-    @cached_property
-    def _listed(self) -> np.ndarray:
-        """(n+1,) of the objects in `listed`."""
-        lengths = np.where(self.table[:, 1] == LISTED, self.table[:, 0], 0).astype(np.int64)
-        return np.concatenate([[0], lengths.cumsum()])[self._ends[:, 3]]
-
     def fitting(self, start: int, stop: int, room: int) -> int:
         """The last+1 of objects start … stop-1 that have at most `room` tokens together, one after another from the first."""
         return bisect_right(self.tokens, self.tokens[start] + room, start, stop + 1) - 1
 
     def take(self, order: np.ndarray) -> Layout:
         """These objects, in this order."""
-        listed, ends = self.listed, self._ends[:, 3]
-        if len(listed):
-            listed = listed[ranges(self._listed[order], self._listed[order + 1])[0]]
+        ends = self._ends[:, 3]
         segments, _ = ranges(ends[order], ends[order + 1])
+        listed = self.listed[segments] if len(self.listed) else self.listed
         return Layout(self.counts.take(order, 0), self.levels.take(order, 0), self.table.take(segments, 0), listed)
 
     def part(self, start: int, stop: int) -> Layout:
         """Objects start … stop-1."""
-        listed = self.listed
-        if len(listed):
-            listed = listed[self._listed[start] : self._listed[stop]]
-        table = self.table[self._segments[start] : self._segments[stop]]
-        return Layout(self.counts[start:stop], self.levels[start:stop], table, listed)
+        segments = slice(self._segments[start], self._segments[stop])
+        return Layout(self.counts[start:stop], self.levels[start:stop], self.table[segments], self.listed[segments])
 
 
 UNKNOWN = np.array([(LISTED, 0.0, 0.0)])  # the axis of a light curve
+NOTHING, NO_LISTS = np.zeros(0), np.empty(0, object)
 
 
 def layout(parts: Sequence[Objects], numbers: np.ndarray, patch: int) -> Layout:
@@ -137,10 +128,13 @@ def layout(parts: Sequence[Objects], numbers: np.ndarray, patch: int) -> Layout:
     grids = np.concatenate([of.grid + k for of, k in zip(parts, known[:-1], strict=True)])
     table[:, 1:] = np.concatenate([rows for of in axes for rows in (UNKNOWN, of)])[grids]
     table[:, 2] += table[:, 3] * np.concatenate([of.first for of in parts])
-    listed = [np.zeros(0)]
+    listed = NO_LISTS
     if (table[:, 1] == LISTED).any():
-        listed += [of.wavelength(s) for of in parts for s, g in enumerate(of.grid.tolist()) if g < 0 or g in of.listed]
-    return Layout(counts, levels, table, np.concatenate(listed))
+        listed = np.empty(len(table), object)
+        every = ((of, s, grid) for of in parts for s, grid in enumerate(of.grid.tolist()))
+        for place, (of, s, grid) in enumerate(every):
+            listed[place] = of.wavelength(s) if grid < 0 or grid in of.listed else NOTHING
+    return Layout(counts, levels, table, listed)
 
 
 def together(layouts: Sequence[Layout]) -> Layout:
@@ -154,6 +148,7 @@ def together(layouts: Sequence[Layout]) -> Layout:
 def pack(layouts: Sequence[Layout], epochs: Sequence[int], samples: torch.Tensor, state: dict[str, Any] | None = None) -> Packed:
     """The pack of the objects of several layouts, each of an epoch, with their samples (2, V), which may be filled in later."""
     of, pin = together(layouts), samples.is_pinned()
+    listed = np.concatenate([NOTHING, *of.listed])
     numbers, _, _, segments = of.counts.T
     edges = np.zeros(len(of.table) + 1, np.int64)
     edges[1:] = of.table[:, 0].cumsum()
@@ -163,7 +158,7 @@ def pack(layouts: Sequence[Layout], epochs: Sequence[int], samples: torch.Tensor
         return tensor.pin_memory() if pin else tensor
 
     return Packed(
-        samples, put(edges), put(of.table[:, 1].astype(np.int64)), put(of.table[:, 2:].copy()), put(of.listed),
+        samples, put(edges), put(of.table[:, 1].astype(np.int64)), put(of.table[:, 2:].copy()), put(listed),
         put(np.repeat(np.arange(len(of)), segments)), put(of.levels[:, 0].copy()), put(of.levels[:, 1].copy()),
         numbers.copy(), np.repeat(epochs, [len(one) for one in layouts]), state,
     )  # fmt: skip

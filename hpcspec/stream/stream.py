@@ -23,7 +23,8 @@ from hpcspec.stream.packing import Layout, layout
 from hpcspec.stream.split import lowest_fraction
 
 OPEN_SHARDS = 128
-OPEN_WINDOWS, AHEAD = 4, 2  # windows that objects are drawn from, and that are read ahead of them
+TABLE_BYTES = 4 << 20  # the tables of open shards are kept if they are no larger, or an eighth of it if others take their places
+OPEN_WINDOWS, TABLES_AHEAD = 4, 2  # windows that objects are drawn from, and whose tables are read ahead of them
 RUN = 8  # objects that are drawn from a window at once
 PASSED = attrgetter("passed")
 READERS = 4  # threads
@@ -50,14 +51,17 @@ class BlockReader:
 
     def _opened(self, shard: int) -> Shard:
         with self._lock:
-            if shard not in self._shards:
-                self._shards[shard] = Shard(self.index.shards[shard], self.comm)
-                self._shards[shard].keep_table()
-                self._say_how(self._shards[shard])
-                if len(self._shards) > OPEN_SHARDS:
-                    self._shards.popitem(last=False)  # closed when the last thread is done with it
-            self._shards.move_to_end(shard)
-            return self._shards[shard]
+            if shard in self._shards:
+                self._shards.move_to_end(shard)
+                return self._shards[shard]
+        opened = Shard(self.index.shards[shard], self.comm)
+        opened.keep_table(TABLE_BYTES if len(self.index.shards) <= OPEN_SHARDS else TABLE_BYTES // 8)
+        with self._lock:
+            self._say_how(opened)
+            opened = self._shards.setdefault(shard, opened)
+            if len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)  # closed when the last thread is done with it
+            return opened
 
     def _say_how(self, shard: Shard) -> None:
         """Leave a line in the log of how each rank reads, once."""
@@ -79,7 +83,7 @@ class Window:
     """
 
     def __init__(self, stream: Stream, key: tuple[int, int, int], blocks: Sequence[tuple[int, int, Objects]], done: int):
-        self.key, self.done, self._stream, self._blocks = key, done, stream, blocks
+        self.key, self.done, self._stream = key, done, stream
         epoch, number, lane = key
         parts = [objects for _, _, objects in blocks]
         numbers = np.concatenate([np.arange(first, first + len(objects)) for _, first, objects in blocks])
@@ -88,11 +92,12 @@ class Window:
             order = order[lowest_fraction(split.joined([of.columns for of in parts]), stream.seed) >= stream.share]
         order = order[window_order(len(order), stream.seed, epoch, lane, number)]
         self.layout = layout(parts, numbers, stream.patch).take(order)
+        self._blocks = [(shard, of.pixels[of.segments]) for shard, _, of in blocks]  # and where in it the samples lie
         self.count = len(order)
         self._order = order[done:]  # the others were delivered before a restart
         self._places: list[tuple[memoryview, memoryview, int, int]] = []  # runs: where they go, and how many objects
         self._unplaced = len(self._order)
-        self._reading: Future[None] | None = None
+        self._reading: list[Future[None]] = []
         lanes = len(stream.turns)
         self._began = (number * lanes + stream.turns[lane]) / min(lanes, OPEN_WINDOWS)
         self.take(done)
@@ -116,40 +121,41 @@ class Window:
         self._places.append((values, ivars, at, count))
         self._unplaced -= count
         if not self._unplaced:
-            self._reading = self._stream.threads.submit(self._read)
+            self._read()
 
     @property
     def reading(self) -> bool:
         """Whether all its samples are there or on their way."""
-        return self._reading is not None
+        return not self._unplaced
 
     def wait(self) -> None:
         """Return when its samples are there. Raises UserError if they can't be read."""
-        assert self._reading is not None
-        self._reading.result()
+        for reading in self._reading:
+            reading.result()
 
     def _read(self) -> None:
         places, counts = self._places, np.array([count for *_, count in self._places])
-        samples, by_place = np.array(self.layout.samples[-len(self._order) - 1 :]), np.argsort(self._order)
-        begins = np.repeat(np.array([at for _, _, at, _ in places]) - samples[counts.cumsum() - counts], counts) + samples[:-1]
-        to = np.stack([np.repeat(np.arange(len(places)), counts), 4 * begins, 4 * (begins + np.diff(samples))], axis=1)[by_place]
+        lengths, by_place = self.layout.counts[-len(self._order) :, 2], np.argsort(self._order)
+        stops = lengths.cumsum()
+        runs = np.repeat(np.arange(len(places)), counts)
+        starts = stops - lengths + np.repeat([at for _, _, at, _ in places] - (stops - lengths)[counts.cumsum() - counts], counts)
+        to = np.stack([runs, 4 * starts, 4 * (starts + lengths)], axis=1)[by_place]
         ordered, first = self._order[by_place], 0
-        for shard, _, objects in self._blocks:
-            a, b = np.searchsorted(ordered, (first, first + len(objects))).tolist()
+        for shard, edges in self._blocks:
+            a, b = np.searchsorted(ordered, (first, first + len(edges) - 1)).tolist()
             if a < b:
                 wanted = [(places[k][0][i:j], places[k][1][i:j]) for k, i, j in to[a:b].tolist()]
-                self._fill(shard, objects.pixels[objects.segments], ordered[a:b] - first, wanted)
-            first += len(objects)
-        self._places, self._blocks = [], ()
+                self._reading.append(self._stream.threads.submit(self._fill, shard, edges, ordered[a:b] - first, wanted))
+            first += len(edges) - 1
+        self._places, self._blocks = [], []
 
     def _fill(self, shard: int, edges: np.ndarray, wanted: np.ndarray, places: Sequence[tuple[memoryview, memoryview]]) -> None:
         """Read runs of a block's objects; the samples of one or two that are left out between them are read too, and dropped."""
-        a = 0
+        lengths, a = np.diff(edges).tolist(), 0
         for b in [*(np.flatnonzero(np.diff(wanted) > 3) + 1).tolist(), len(wanted)]:
             start, stop, to = int(wanted[a]), int(wanted[b - 1]) + 1, places[a:b]
             if stop - start > b - a:
                 there = dict(zip(wanted[a:b].tolist(), to, strict=True))
-                lengths = np.diff(edges).tolist()
                 to = [there.get(i) or (memoryview(bytearray(4 * lengths[i])),) * 2 for i in range(start, stop)]
             self._stream.reader.fill(shard, int(edges[start]), int(edges[stop]), [v for v, _ in to], [i for _, i in to])
             a = b
@@ -256,7 +262,7 @@ class Stream:
         while True:
             keys = sorted((epoch, window, lane) for lane, (epoch, window, _) in self.positions.items())
             now, held = keys[:OPEN_WINDOWS], {window.key for window in self._open}
-            later = sorted(keys[OPEN_WINDOWS:] + [self._after(k) for k in keys[: OPEN_WINDOWS + AHEAD]])[:AHEAD]
+            later = sorted(keys[OPEN_WINDOWS:] + [self._after(k) for k in keys[: OPEN_WINDOWS + TABLES_AHEAD]])[:TABLES_AHEAD]
             for key in [k for k in now if k not in held] + later:
                 self._load(key)
             for key in now:
@@ -298,7 +304,8 @@ class Stream:
         return {**self.order_of, "positions": {str(lane): list(position) for lane, position in self.positions.items()}}
 
     def restore(self, state: Mapping[str, Any], changed_data: bool = False) -> None:
-        """Go on from a state (of all lanes, see `joined_state`); with `changed_data` other data begin a new epoch.
+        """Go on from a state (of all lanes, see `joined_state`), before packs are made; with `changed_data` other data begin a
+        new epoch.
 
         Raises UserError if the data, their split, the seed, the lanes or the blocks have changed.
         """
@@ -325,6 +332,7 @@ class Stream:
         """Stop reading and close the shards."""
         self._wait()
         self.threads.shutdown(cancel_futures=True)
+        self._open = []
         self.reader.close()
 
 

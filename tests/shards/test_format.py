@@ -148,7 +148,7 @@ def test_a_part_is_read_as_it_is_in_the_whole(mixed: Path, ends, columns: set[st
     for known in (info, replace(info, offsets=(-1,) * len(STREAMED))):
         with Shard(known) as opened:
             if table:
-                opened.keep_table()
+                opened.keep_table(1 << 22)
             read, bare = (opened.read(start, stop, tuple(columns), samples=full) for full in (True, False))
             assert not differing(read, wanted, NUMBERING) and grids_of(read) == grids_of(wanted) == grids_of(bare)
             assert not differing(bare, wanted, ("samples", "pixels", *NUMBERING)) and bare.samples.shape == (2, 0)
@@ -179,7 +179,7 @@ comm = mpi4py.MPI.COMM_WORLD
 for info in open_index(sys.argv[2:], comm).shards:
     with Shard(info, comm) as opened:
         assert opened.mpio and opened.file.driver == "mpio"
-        opened.keep_table()
+        opened.keep_table(1 << 22)
         if comm.rank:
             opened.read(0, 3)  # the reads of a rank are its own: no other has to take part
         Path(sys.argv[1], f"{comm.rank}-{Path(info.path).stem}").write_bytes(pickle.dumps(opened.read(2, 9, tuple(COLUMNS))))
@@ -356,7 +356,7 @@ def test_a_shard_that_is_cut_short(tmp_path: Path, share: float, table: bool) ->
     with Shard(info) as opened:
         os.truncate(path, int(info.size * share))
         if table:
-            opened.keep_table()
+            opened.keep_table(1 << 22)
         with pytest.raises(UserError, match="sdss-00000.h5.* cut short|sdss-00000.h5.* out of bounds"):
             opened.read(0, 12, tuple(COLUMNS))
     for open_again in (lambda: Shard(info), lambda: Shard.open(path), lambda: describe(path)):
@@ -364,7 +364,7 @@ def test_a_shard_that_is_cut_short(tmp_path: Path, share: float, table: bool) ->
             open_again()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(name=st.sampled_from(["object/segments", "segment/pixels", "segment/first", "segment/grid"]), place=st.floats(0, 1),
        value=st.integers(-(2**31), 2**31 - 1) | st.integers(-(2**63), 2**63 - 1), table=st.booleans())  # fmt: skip
 def test_damaged_offsets_are_told_or_harmless(name: str, place: float, value: int, table: bool, tmp_path_factory) -> None:
@@ -378,7 +378,7 @@ def test_damaged_offsets_are_told_or_harmless(name: str, place: float, value: in
         file.write((value % 2 ** (8 * width)).to_bytes(width, "little"))
     with Shard(info) as opened:
         if table:
-            opened.keep_table()
+            opened.keep_table(1 << 22)
         for start, stop in ((0, 6), (0, 3), (2, 5)):
             try:
                 read = opened.read(start, stop)
@@ -386,6 +386,9 @@ def test_damaged_offsets_are_told_or_harmless(name: str, place: float, value: in
                 assert "damaged" in str(error) or "can't read" in str(error)
             else:
                 assert len(read) == stop - start and read.samples.shape[1] <= info.samples and len(read.time) <= info.times
+                lengths = np.diff(read.pixels)
+                assert (np.diff(read.segments) >= 0).all() and (lengths >= 0).all()
+                assert [len(read.wavelength(s)) for s in range(len(lengths))] == lengths.tolist()
 
 
 def foreign(path: Path) -> None:

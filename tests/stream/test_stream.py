@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -345,6 +346,18 @@ def test_a_shard_that_can_t_be_read_is_a_user_error(tmp_path: Path, harm: str, c
         for _ in range(200):
             next(batches)
     assert not readers() and descriptors() == before
+
+
+@pytest.mark.parametrize("call", ["pread", "preadv"])
+def test_a_failing_disk_is_a_user_error(case: Case, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with case.rank() as stream:
+        made = packs(stream, 100)
+        monkeypatch.setattr(os, call, fail)
+        with pytest.raises(UserError, match="can't read shard .*Input/output error"):
+            next(made)
 
 
 def test_closed_early_it_leaves_no_thread_and_no_file(case: Case) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -34,7 +35,8 @@ def observations(folder: Path) -> list[Observation]:
 
 @pytest.fixture()
 def xp_matrices() -> None:
-    pytest.importorskip("gaiaxpy", reason='sampling XP spectra needs gaiaxpy: pip install "hpcspec[gaia]"')
+    with matplotlib.rc_context():
+        pytest.importorskip("gaiaxpy", reason='sampling XP spectra needs gaiaxpy: pip install "hpcspec[gaia]"')
 
 
 @pytest.fixture()
@@ -77,7 +79,8 @@ def test_every_format_gives_the_coefficients(name: str, tmp_path: Path, without_
 @pytest.mark.parametrize("name", [n for n in layouts.LAYOUTS if n != "xp_coefficients.fits"])
 def test_every_format_gives_the_same_spectrum_as_gaiaxpy(name: str, tmp_path: Path, xp_matrices: None, capfd) -> None:
     pandas = pytest.importorskip("pandas")
-    from gaiaxpy import calibrate
+    with matplotlib.rc_context():  # importing it changes the settings of figures
+        from gaiaxpy import calibrate
 
     rows = layouts.sources()
     layouts.LAYOUTS[name](rows, tmp_path / name)
@@ -164,6 +167,16 @@ def test_tables_beside_are_joined_by_source_id(name: str, write: Callable, tmp_p
     assert "ruwe" not in second.scalars and np.isnan(second.scalars["bp_rp"][1])
     assert second.meta["teff_gspphot"] == 5000.0 and second.meta["teff_gspphot_error"] == 30.0
     assert gaia.LABELS >= {"teff_gspphot", "logg_gspphot", "mh_gspphot"}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path, without_gaiaxpy: None) -> None:
+    rows = layouts.sources()
+    for name, own in (("XpContinuousMeanSpectrum_0.csv", rows), ("gaia_source.csv", layouts.photometry(rows))):
+        path = layouts.to_csv(own, tmp_path / name)
+        plain = observations(tmp_path)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        marked = observations(tmp_path)
+        assert list(map(repr, marked)) == list(map(repr, plain))
 
 
 def test_without_xp_files_the_catalogue_is_the_objects(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpcspec.errors import UserError
+from hpcspec.shards.objects import encoded
 from hpcspec.surveys import read_rows
 from hpcspec.surveys.base import Quarantined
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 def fill_in_place(shard: Shard, start: int, stop: int, values: Sequence[Any], ivars: Sequence[Any]) -> None:
     """Samples start … stop-1 of a shard, of whole objects, from the files where they are; see `Shard.fill`.
 
-    Raises UserError if a file is not what it was.
+    Raises UserError if a file is not what it was: gone, of another size, or with other identifiers or lengths in these rows.
     """
     segments, pixels = shard.lengths()
     edges = pixels[segments]
     first, last = (int(i) for i in np.searchsorted(edges, (start, stop)))
     assert edges[first] == start and edges[last] == stop, "samples of whole objects"
-    sources, rows = shard.column("source")[first:last], shard.column("row")[first:last]
+    sources, rows, ids = (shard.column(name, first, last) for name in ("source", "row", "id"))
     paths, sizes = shard.sources(), shard.file["source/size"][()]
     samples = np.empty((2, stop - start), np.float32)
     for source in np.unique(sources).tolist():
@@ -34,13 +35,16 @@ def fill_in_place(shard: Shard, start: int, stop: int, values: Sequence[Any], iv
             raise UserError(f"{path}, which {shard.path} reads in place, is gone or changed: ingest again")
         here = np.flatnonzero(sources == source)
         here = here[np.argsort(rows[here])]
-        for i, one in zip(here.tolist(), read_rows(shard.info.survey, path, rows[here].tolist()), strict=True):
-            a, b = edges[first + i] - start, edges[first + i + 1] - start
-            arms = () if isinstance(one, Quarantined) else one.arms
-            if sum(len(arm.flux) for arm in arms) != b - a:
-                raise UserError(f"{path}, which {shard.path} reads in place, was changed: ingest again")
-            samples[0, a:b] = np.concatenate([arm.flux for arm in arms])
-            samples[1, a:b] = np.concatenate([arm.ivar for arm in arms])
+        found = read_rows(shard.info.survey, path, rows[here].tolist())
+        arms = [() if isinstance(one, Quarantined) else one.arms for one in found]
+        lengths = [sum(len(arm.flux) for arm in of_one) for of_one in arms]
+        same = np.array_equal(encoded([one.object_id for one in found]), ids[here])
+        if not same or not np.array_equal(lengths, edges[first + here + 1] - edges[first + here]):
+            raise UserError(f"{path}, which {shard.path} reads in place, was changed: ingest again")
+        for at, of_one in zip((edges[first + here] - start).tolist(), arms, strict=True):
+            for arm in of_one:
+                samples[:, at : at + len(arm.flux)] = arm.flux, arm.ivar
+                at += len(arm.flux)
     deal(samples[0], values)
     deal(samples[1], ivars)
 

@@ -35,7 +35,7 @@ from hpcspec.shards.format import INDEX, SCHEMA_VERSION, write_shard
 from hpcspec.shards.objects import Objects, canonical, collect, columns_of, encoded, joined, text
 from hpcspec.shards.shard import Shard, describe, index_of
 from hpcspec.surveys import discover, read, read_rows
-from hpcspec.surveys.base import Quarantined, Source, reason_of
+from hpcspec.surveys.base import Quarantined, Source, passed_over, reason_of
 from hpcspec.surveys.observation import Observation
 
 log = logging.getLogger(__name__)
@@ -216,20 +216,24 @@ def write_planned(shard: ShardPlan, folder: Path, survey: str, key: str, compres
 def ingest_units(survey: str, source: Path, folder: Path, task: int, tasks: int, epochs: bool = False,
                  in_place: bool = False, leave_out: Callable[[Path], bool] = lambda _: False) -> None:  # fmt: skip
     """Array task `task` of `tasks`: read its share of the units; `ingest` afterwards makes shards of them."""
-    units = _units(survey, source, epochs, in_place, leave_out)[task::tasks]
+    units = _units(survey, source, epochs, in_place, leave_out)[0][task::tasks]
     for done, unit in enumerate(units, 1):
         read_unit(unit, survey, folder, in_place)
         log.info("ingest %s: %d of %d units read (task %d of %d)", survey, done, len(units), task, tasks)
 
 
-def _units(survey: str, source: Path, epochs: bool, in_place: bool, leave_out: Callable[[Path], bool]) -> list[Unit]:
-    found = [s for s in discover(survey, source, epochs) if not leave_out(s.paths[0])]
+def _units(survey: str, source: Path, epochs: bool, in_place: bool, leave_out: Callable[[Path], bool],
+           ) -> tuple[list[Unit], list[Quarantined]]:  # fmt: skip
+    """All units, and what has the name of a file to read and is none."""
+    with passed_over() as told:
+        found = [s for s in discover(survey, source, epochs) if not leave_out(s.paths[0])]
+    lost = [Quarantined(str(path), "", reason) for path, reason in sorted(told.items()) if not leave_out(path)]
     if not found:
         raise UserError(f"input folder {source} holds no {survey} files but those that the run made: give another with --input")
     if in_place:
         read_rows(survey, found[0].paths[0], [])
     try:
-        return plan(found, survey, in_place)
+        return plan(found, survey, in_place), lost
     except OSError as error:
         raise UserError(f"can't look at {error.filename}: {error.strerror}: run it again when nothing changes there") from error
 
@@ -245,8 +249,8 @@ def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str
 
     Raises UserError for a missing or unwritable folder, or if there is no usable object.
     """
-    units = on_root(comm, lambda: _units(survey, source, epochs, in_place, leave_out))
-    key = hashlib.sha256(repr(([u.name for u in units], mib, compression)).encode()).hexdigest()[:16]
+    units, lost = on_root(comm, lambda: _units(survey, source, epochs, in_place, leave_out))
+    key = hashlib.sha256(repr(([u.name for u in units] + list(map(repr, lost)), mib, compression)).encode()).hexdigest()[:16]
     done = on_root(comm, lambda: _finished(folder, key, units if keep_units else ()))
     if done is not None:
         return done
@@ -258,7 +262,7 @@ def ingest(survey: str, source: Path, folder: Path, mib: float, compression: str
     shards, repeated = on_root(comm, lambda: arrange(units, folder, key, survey, mib))
     write = functools.partial(write_planned, folder=folder, survey=survey, key=key, compression=compression)
     agreed(comm, lambda: share(shards, write, label, "shards written"))
-    return on_root(comm, lambda: _settle(survey, units, shards, repeated, folder, key, keep_units))
+    return on_root(comm, lambda: _settle(survey, units, shards, repeated, lost, folder, key, keep_units))
 
 
 def _shared(items: list[Any], work: Callable[[Any], None], label: str, what: str, rank: int, size: int, workers: int) -> None:
@@ -296,18 +300,19 @@ def _finished(folder: Path, key: str, units: Sequence[Unit]) -> Counts | None:
     return Counts(**index["counts"])
 
 
-def _settle(survey: str, units: Sequence[Unit], shards: Sequence[ShardPlan], repeated: list[Quarantined], folder: Path,
-            key: str, keep_units: bool) -> Counts:  # fmt: skip
+def _settle(survey: str, units: Sequence[Unit], shards: Sequence[ShardPlan], repeated: list[Quarantined],
+            lost: list[Quarantined], folder: Path, key: str, keep_units: bool) -> Counts:  # fmt: skip
     """Check the books, make the new shards the ones that count, and remove what is left of older ones.
 
     Raises UserError if rows in ≠ objects + quarantined, or if there is no usable object.
     """
     books: list[Any] = [read_json(folder / "units" / f"{unit.name}.json") for unit in units]
-    bad = [*(row for b in books for row in b["quarantined"]), *map(asdict, repeated)]
+    bad = [*(row for b in books for row in b["quarantined"]), *map(asdict, [*repeated, *lost])]
     names = [f"{planned.name}.h5" for planned in shards]
     infos = {name: describe(folder / name, trust=False) for name in names}
     objects = sum(map(len, infos.values()))
-    counts = Counts(sum(b["sources"] for b in books), sum(b["rows_in"] for b in books), objects, len(bad))
+    rows_in = sum(b["rows_in"] for b in books) + len(lost)
+    counts = Counts(sum(b["sources"] for b in books), rows_in, objects, len(bad))
     if counts.rows_in != counts.objects + counts.quarantined:
         raise UserError(f"the books of {folder} don't balance: {counts}: delete the folder and ingest again")
     log.info("ingest %s: %d rows in = %d objects + %d quarantined", survey, *list(asdict(counts).values())[1:])

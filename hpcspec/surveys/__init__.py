@@ -77,14 +77,17 @@ def read(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
 
 
 def read_rows(survey: str, path: Path, numbers: Sequence[int]) -> list[Observation | Quarantined]:
-    """The objects of these increasing rows of a file that is read in place: of the Multimodal Universe.
+    """The objects of these increasing rows of a file that is read in place: of the Multimodal Universe. A row is the place
+    of an item in what `read` yields. Without rows the file isn't opened, only its kind looked at.
 
-    Raises UserError if the file can't be read, or is of a kind that isn't.
+    Raises UserError if the file can't be read, has no such rows, or is of a kind that isn't read in place.
     """
     shared = next((layout for layout in _layouts(survey) if layout.holds(path)), None)
     if shared is None:
         raise UserError(f"{path} can't be read in place, only files of the Multimodal Universe can: set ingest.samples: copy")
-    found: list[Observation | Quarantined] = shared.rows(survey, path, numbers)
+    found: list[Observation | Quarantined] = shared.rows(survey, path, numbers) if numbers else []
+    if len(found) != len(numbers):
+        raise UserError(f"{path} has only {len(found)} of {len(numbers)} rows that it had: it was changed; ingest again")
     return found
 
 

@@ -14,6 +14,7 @@ import io
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -87,6 +88,8 @@ def _archive(path: Path, rows: Catalogue) -> Iterator[Observation | Quarantined]
     except tarfile.ReadError as error:
         raise BadObject("not an archive, or damaged at its beginning") from error
     with opened as archive:
+        _check(cast(IO[bytes], archive.fileobj))
+    with tarfile.open(path, tarinfo=_Member) as archive:
         for member in archive:
             if member.size < 0:  # tarfile would read the same members again for ever
                 raise BadObject(f"damaged archive: {member.name[:100]} has a size of {member.size} bytes")
@@ -99,9 +102,15 @@ def _archive(path: Path, rows: Catalogue) -> Iterator[Observation | Quarantined]
             seen.add(object_id)
             data = cast(IO[bytes], archive.extractfile(member)).read()
             yield from guarded(path, object_id, partial(_object, object_id, data, rows))
-        cast(IO[bytes], archive.fileobj).read()  # what is left, so that its checksum is checked
     if not seen:
         yield Quarantined(str(path), "", "not an archive of ASAS light curves: it holds no .dat file")
+
+
+def _check(file: IO[bytes]) -> None:
+    """Read a packed file to its end, where its checksum is. Of one that is cut short all that there is, is as it was written."""
+    with suppress(EOFError):
+        while file.read(1 << 20):
+            pass
 
 
 def _object(object_id: str, data: bytes, rows: Catalogue) -> Observation:

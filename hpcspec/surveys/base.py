@@ -10,12 +10,14 @@ import math
 import os
 import re
 import shutil
+import stat
 import struct
 import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -73,22 +75,70 @@ def _line(text: str) -> str:
     return shown if len(shown) <= REASON else f"{shown[: REASON - 1]}…"
 
 
+_passed_over: ContextVar[dict[Path, str] | None] = ContextVar("_passed_over", default=None)
+
+
+@contextmanager
+def passed_over() -> Iterator[dict[Path, str]]:
+    """What `files_below` passes over inside, filled as it does: path to reason."""
+    lost: dict[Path, str] = {}
+    token = _passed_over.set(lost)
+    try:
+        yield lost
+    finally:
+        _passed_over.reset(token)
+
+
 def files_below(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    """All files below `folder` whose names match, sorted; links to files count, links to folders are not followed, and a
-    warning tells what can't be looked at. Empty if there is no such folder."""
+    """All files below `folder` whose names match, sorted; links to files count, links to folders are not followed. Empty if
+    there is no such folder.
 
-    def passed_over(error: OSError) -> None:
-        log.warning("%s is left out: %s", error.filename, error.strerror)
+    Whatever else has such a name, but for folders with files that are found, and folders that can't be looked into are
+    warned of and told by `passed_over`; nothing is opened.
+    """
+    found, folders = list[Path](), list[Path]()
+    lost: dict[Path, str] = {}
 
-    found = []
-    for root, _, here in os.walk(folder, onerror=passed_over) if os.path.isdir(folder) else ():
+    def unreadable(error: OSError) -> None:
+        lost[Path(error.filename)] = reason_of(error)
+
+    for root, below, here in os.walk(folder, onerror=unreadable) if os.path.isdir(folder) else ():
+        folders += [Path(root, name) for name in below if names.search(name)]
         for path in (Path(root, name) for name in here if names.search(name)):
-            try:
-                if path.is_file():
-                    found.append(path)
-            except OSError as error:
-                passed_over(error)
+            if reason := _no_file(path):
+                lost[path] = reason
+            else:
+                found.append(path)
+    inhabited = {parent for path in found for parent in path.parents} if folders else set()
+    for path in folders:
+        if path not in inhabited:
+            lost.setdefault(path, "a link to a folder, which is not followed" if path.is_symlink() else "a folder, not a file")
+    _tell(lost)
     return sorted(found)
+
+
+def regular(paths: Iterable[Path]) -> list[Path]:
+    """Those of these that are files, sorted; the others are warned of and told by `passed_over`, and not opened."""
+    reasons = {path: _no_file(path) for path in paths}
+    _tell({path: reason for path, reason in reasons.items() if reason})
+    return sorted(path for path, reason in reasons.items() if not reason)
+
+
+def _tell(lost: Mapping[Path, str]) -> None:
+    for path, reason in lost.items():
+        log.warning("%s is left out: %s", path, reason)
+    if (told := _passed_over.get()) is not None:
+        told |= lost
+
+
+def _no_file(path: Path) -> str:
+    """Why this is no file that can be opened and read to an end, "" if it is one."""
+    try:
+        return "" if stat.S_ISREG(path.stat().st_mode) else "a pipe, socket or device, not a file"
+    except FileNotFoundError:
+        return "a link to a file that doesn't exist" if path.is_symlink() else "gone while the folder was looked at"
+    except OSError as error:
+        return reason_of(error)
 
 
 def fits_files(folder: Path, skip: str = r"$^") -> list[Path]:

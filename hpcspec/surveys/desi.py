@@ -2,7 +2,8 @@
 
 For each arm B, R, Z: <ARM>_WAVELENGTH (n,), vacuum Å every 0.8 Å, heliocentric; <ARM>_FLUX (rows, n) in
 1e-17 erg/s/cm²/Å, <ARM>_IVAR, <ARM>_MASK (0 = good). FIBERMAP has the TARGETID of each row; in `spectra-*` an object has
-a row per exposure, and these are combined here with weights ivar, on their common pixels, or delivered one by one.
+a row per exposure, and these are combined here with weights ivar, on their common pixels, or delivered one by one. Another
+row of a TARGETID, in a file without EXPID, of an exposure that is there, or more than APART off on the sky, is quarantined.
 Datamodel: https://desidatamodel.readthedocs.io/en/latest/DESI_SPECTRO_REDUX/SPECPROD/tiles/GROUPTYPE/TILEID/GROUPID/coadd-SPECTROGRAPH-TILEID-GROUPID.html
 
 Redshifts come from the `redrock-*` (older: `zbest-*`) file of the same suffix beside, joined by TARGETID, or else from a
@@ -67,6 +68,7 @@ BAD_FIBER = {
 }  # fmt: skip
 BAD_AMP = {"B": 1 << 22, "R": 1 << 23, "Z": 1 << 24}
 ALL_BAD = sum(BAD_FIBER.values())
+APART = 1.0  # arcsec between rows of one TARGETID beyond which they are not one object
 CATALOGUE = Join(
     re.compile(r"^z(all|pix|tile|cat)-.*fits?", re.IGNORECASE),
     "TARGETID",
@@ -119,22 +121,58 @@ def discover(folder: Path) -> list[Source]:
 
 def read(source: Source) -> Iterator[Observation | Quarantined]:
     """The objects of a file in the order of their first rows, one for each TARGETID, or with `source.epochs` and a file of
-    exposures one for each row; fibres without an object are quarantined.
+    exposures one for each row; fibres without an object are quarantined, and so are, at the end, rows that repeat a TARGETID
+    and are no exposure of the same object.
 
     If the FIBERMAP is readable and the spectra are not, every object is quarantined with the reason.
     """
-    (path, *beside), catalogues = split(source, CATALOGUE)
+    path = source.paths[0]
     try:
         fibermap, facts = _fibermap(path)
+        targets = np.asarray(fibermap["TARGETID"])
+        lead, own = _exposures(fibermap, targets)
     except FAULTS as error:
         yield Quarantined(str(path), "", reason_of(error))
         return
-    targets = np.asarray(fibermap["TARGETID"])
-    _, first, number = np.unique(targets, return_index=True, return_inverse=True)
-    groups = [np.flatnonzero(number == number[row]) for row in np.sort(first)]
+    groups = [np.flatnonzero(own & (lead == row)) for row in np.unique(lead)]
     epochs = fibermap["EXPID"].tolist() if source.epochs and "EXPID" in fibermap.names else None
     if epochs:
-        groups = list(np.arange(len(targets))[:, None])
+        groups = list(np.flatnonzero(own)[:, None])
+    yield from _of_groups(source, fibermap, facts, groups, epochs)
+    for row in np.flatnonzero(~own):
+        reason = f"duplicate identifier: row {row} is no further exposure of the object of row {lead[row]}"
+        yield Quarantined(str(path), str(targets[row]), reason)
+
+
+def _exposures(fibermap: fits.FITS_rec, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row (n,) the first of the same TARGETID, and whether it is that one or another exposure of its object."""
+    _, first, number = np.unique(targets, return_index=True, return_inverse=True)
+    lead = first[number]
+    own = lead == np.arange(len(targets))
+    if "EXPID" in fibermap.names:
+        fresh = np.zeros_like(own)
+        fresh[np.unique(np.stack([number, fibermap["EXPID"]]), axis=1, return_index=True)[1]] = True
+        own |= fresh & _near(fibermap, lead)
+    return lead, own
+
+
+def _near(fibermap: fits.FITS_rec, lead: np.ndarray) -> np.ndarray:
+    """Whether each row (n,) lies within APART of the row `lead`; True where the file has no positions."""
+    there = set(map(str.upper, fibermap.names))
+    names = next((pair for pair in POSITION if set(pair) <= there), None)
+    if names is None:
+        return np.ones(len(lead), bool)
+    ra, dec = (np.asarray(fibermap[name], np.float64) for name in names)
+    across = ((ra - ra[lead] + 180) % 360 - 180) * np.cos(np.radians(dec))
+    return np.asarray(np.hypot(across, dec - dec[lead]) * 3600 <= APART)
+
+
+def _of_groups(
+    source: Source, fibermap: fits.FITS_rec, facts: Mapping[str, Any], groups: list[np.ndarray], epochs: list[int] | None
+) -> Iterator[Observation | Quarantined]:
+    """An object for each group of rows."""
+    (path, *beside), catalogues = split(source, CATALOGUE)
+    targets = np.asarray(fibermap["TARGETID"])
     ids = [f"{targets[rows[0]]}@{epochs[rows[0]]}" if epochs else str(targets[rows[0]]) for rows in groups]
     try:
         bands = _bands(path, len(targets))

@@ -126,7 +126,7 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
 def _header(file: IO[bytes]) -> tuple[list[str], str, int]:
     """Column names, delimiter and number of comment lines of a CSV or ECSV file, which is left at its first row."""
     comments: list[str] = []
-    while (line := file.readline(LINE).decode("utf-8", "replace")).startswith("#"):
+    while (line := file.readline(LINE).decode("utf-8-sig" if not comments else "utf-8", "replace")).startswith("#"):
         comments.append(line)
     spaces = any("%ECSV" in c for c in comments) and not any(re.match(r"#\s*delimiter:\s*'?,", c) for c in comments)
     delimiter = " " if spaces else ","

@@ -14,10 +14,12 @@ import functools
 import logging
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +43,21 @@ UNREADABLE = (*multimodal_universe.UNREADABLE, pa.ArrowException)
 WRAPPERS = {"list", "element", "item", "array"}  # levels of a Parquet path that name no field
 RENAMED = {f"{ccd}_START": column for ccd, column in CCDS.items()}  # of the loader's group filter_indices
 INVERTED = ("ZWARN", "ZWARNING")
+
+
+class Group(NamedTuple):
+    """A row group: its number, the place of its first item among those that `read` yields, the rows it declares, and whether
+    its columns have as many: if not, it is one item."""
+
+    number: int
+    first: int
+    length: int
+    sound: bool
+
+    @property
+    def stop(self) -> int:
+        """The place behind its last item."""
+        return self.first + (self.length if self.sound else 1)
 
 
 def holds(path: Path) -> bool:
@@ -81,28 +98,27 @@ def read(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
         wanted = [leaf for leaf, name in leaves.items() if name in LAYOUTS[survey].columns]
         ids = [leaf for leaf in wanted if leaves[leaf] in LAYOUTS[survey].identifiers]
         inverted = INVERTED if b"huggingface" in (file.schema_arrow.metadata or {}) else ()
-        first = 0
-        for group in range(file.num_row_groups):
-            length, done = file.metadata.row_group(group).num_rows, 0
-            if not _declares_its_rows(file, group):
+        for group, first, length, sound in _groups(file):
+            if not sound:
                 yield Quarantined(str(path), "", f"damaged file: row group {group} declares {length} rows, its columns others")
-                first += length
                 continue
+            done = 0
             try:
                 for row in _rows(file, group, wanted):
+                    turned = {name: not row[name] for name in inverted if np.ndim(row.get(name, ())) == 0}
+                    yield observed(survey, path, row | turned)
                     done += 1
-                    yield from observed(survey, path, row | {name: not row[name] for name in inverted if name in row})
                 if done < length:
                     raise BadObject(f"row group {group} ends after {done} of {length} rows")
             except UNREADABLE as error:
                 known = _known(file, group, ids, length)
                 for i in range(done, length):
                     yield lost(survey, path, known[i], f"row {first + i}: {reason_of(error)}")
-            first += length
 
 
 def rows(survey: str, path: Path, numbers: Sequence[int]) -> list[Observation | Quarantined]:
-    """The objects of these increasing rows of a file; every row group that holds one is read up to it.
+    """The objects of these increasing rows of a file, one at least, those that it has; every row group that holds one is read
+    up to it. A row is the place of an item in what `read` yields.
 
     Raises UserError if the file can't be read.
     """
@@ -110,16 +126,13 @@ def rows(survey: str, path: Path, numbers: Sequence[int]) -> list[Observation | 
     try:
         with _opened(path) as file:
             wanted = [leaf for leaf, name in _leaves(file).items() if name in LAYOUTS[survey].columns]
-            first = 0
-            for group in range(file.num_row_groups):
-                length = file.metadata.row_group(group).num_rows
-                inside = {n - first for n in numbers if first <= n < first + length}
-                for i, row in enumerate(_rows(file, group, wanted) if inside else ()):
-                    if i in inside:
-                        out += observed(survey, path, row)
-                    if i >= max(inside):
-                        break
-                first += length
+            for group in _groups(file):
+                inside = numbers[bisect_left(numbers, group.first) : bisect_left(numbers, group.stop)]
+                if inside and group.sound:
+                    asked, up_to = set(inside), islice(_rows(file, group.number, wanted), inside[-1] + 1 - group.first)
+                    out += [observed(survey, path, row) for n, row in enumerate(up_to, group.first) if n in asked]
+                if group.stop > numbers[-1]:
+                    break
     except UNREADABLE as error:
         raise UserError(f"can't read {path}: {reason_of(error)}") from error
     return out
@@ -131,11 +144,16 @@ def _opened(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER, page_checksum_verification=True)
 
 
-def _declares_its_rows(file: pq.ParquetFile, group: int) -> bool:
-    """Whether a row group has as many rows as its columns have values, those without lists."""
-    about = file.metadata.row_group(group)
-    flat = [i for i in range(about.num_columns) if file.schema.column(i).max_repetition_level == 0]
-    return all(about.column(i).num_values == about.num_rows for i in flat)
+def _groups(file: pq.ParquetFile) -> Iterator[Group]:
+    """The row groups; those columns count that have no lists, whose values are the rows."""
+    flat = [i for i in range(len(file.schema)) if file.schema.column(i).max_repetition_level == 0]
+    first = 0
+    for number in range(file.num_row_groups):
+        about = file.metadata.row_group(number)
+        whole = about.num_columns == len(file.schema)
+        group = Group(number, first, about.num_rows, whole and all(about.column(i).num_values == about.num_rows for i in flat))
+        yield group
+        first = group.stop
 
 
 def _properties(folder: Path, below: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ the columns mean."""
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +13,7 @@ import h5py
 import hdf5plugin  # noqa: F401  (registers its filters with HDF5)
 
 from hpcspec.errors import UserError
-from hpcspec.surveys.base import Quarantined, Source, reason_of
+from hpcspec.surveys.base import Quarantined, Source, reason_of, regular
 from hpcspec.surveys.multimodal_universe import LAYOUTS, UNREADABLE, Row, lost, missing, observed
 from hpcspec.surveys.observation import BadObject, Observation
 
@@ -30,7 +30,7 @@ def holds(path: Path) -> bool:
 
 def files(folder: Path) -> list[Path]:
     """All of them below `folder`, sorted."""
-    return sorted(path for path in folder.rglob("healpix=*/*") if holds(path) and os.path.isfile(path))
+    return regular(path for path in folder.rglob("healpix=*/*") if holds(path))
 
 
 def found(folder: Path) -> bool:
@@ -70,18 +70,19 @@ def read(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
                     known = next((r for _, r in _rows(ids, number, number + 1) if not isinstance(r, Exception)), {})
                     yield lost(survey, path, known, f"row {number}: {reason_of(row)}")
                 else:
-                    yield from observed(survey, path, row)
+                    yield observed(survey, path, row)
 
 
 def rows(survey: str, path: Path, numbers: Sequence[int]) -> list[Observation | Quarantined]:
-    """The objects of these increasing rows of a file.
+    """The objects of these increasing rows of a file, those that it has.
 
     Raises UserError if the file can't be read.
     """
     try:
         with h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE) as file:
-            columns, _ = _columns(survey, file)
-            return [item for number in numbers for item in observed(survey, path, {n: c[number] for n, c in columns.items()})]
+            columns, length = _columns(survey, file)
+            there = [number for number in numbers if number < length]
+            return [observed(survey, path, {name: column[number] for name, column in columns.items()}) for number in there]
     except UNREADABLE as error:
         raise UserError(f"can't read {path}: {reason_of(error)}") from error
 
@@ -89,12 +90,19 @@ def rows(survey: str, path: Path, numbers: Sequence[int]) -> list[Observation | 
 def _columns(survey: str, file: h5py.File) -> tuple[Mapping[str, h5py.Dataset], int]:
     """The data sets to read, by name in upper case, and how many rows they have.
 
-    Raises BadObject if the file is another survey's, has no rows, or its columns differ in length.
+    Raises BadObject if the file is another survey's, has no rows, its columns differ in length, or it doesn't hold all of them.
     """
     wanted = LAYOUTS[survey].columns
     # where two names differ in case alone, the lower one, which sorts last, is the Multimodal Universe's own
-    columns = {name.upper(): file[name] for name in sorted(file) if name.upper() in wanted}
+    names = {name.upper(): name for name in sorted(file) if name.upper() in wanted}
+    links = sorted(name.lower() for name in names.values() if not isinstance(file.get(name, getlink=True), h5py.HardLink))
+    if links:
+        raise BadObject(f"columns are links to data elsewhere: {', '.join(links)}")
+    columns = {upper: file[name] for upper, name in names.items()}
     columns = {name: column for name, column in columns.items() if isinstance(column, h5py.Dataset)}
+    elsewhere = sorted(name.lower() for name, column in columns.items() if column.external or column.is_virtual)
+    if elsewhere:
+        raise BadObject(f"columns are kept in other files: {', '.join(elsewhere)}")
     reason = missing(survey, set(columns))
     if reason:
         raise BadObject(reason)
@@ -112,10 +120,11 @@ def _columns(survey: str, file: h5py.File) -> tuple[Mapping[str, h5py.Dataset], 
 
 
 def _written(column: h5py.Dataset) -> bool:
-    """Whether there is storage for all rows: HDF5 makes up the values of those that there isn't."""
+    """Whether there is storage for all values: HDF5 makes up those that there isn't."""
     if column.chunks is None:
-        return column.id.get_storage_size() > 0
-    return column.id.get_num_chunks() >= -(-column.shape[0] // column.chunks[0])
+        return column.id.get_storage_size() >= column.size * column.id.get_type().get_size()
+    chunks = math.prod(-(-length // chunk) for length, chunk in zip(column.shape, column.chunks, strict=True))
+    return column.id.get_num_chunks() >= chunks
 
 
 def _rows(columns: Mapping[str, h5py.Dataset], start: int, stop: int) -> Iterator[tuple[int, Row | Exception]]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from hpcspec.surveys import apogee, desi, gaia, galah, sdss
-from hpcspec.surveys.base import FAULTS, FLAM, Quarantined, about, guarded, plain, position
+from hpcspec.surveys.base import FAULTS, FLAM, Quarantined, about, guarded, plain, position, reason_of
 from hpcspec.surveys.catalogue import NO_VALUE
 from hpcspec.surveys.grids import Grid, linear_grid, log_grid
 from hpcspec.surveys.observation import Arm, BadObject, Observation, make_arm, trimmed
@@ -87,9 +87,13 @@ def missing(survey: str, columns: set[str]) -> str:
     return ""
 
 
-def observed(survey: str, path: Path, row: Row) -> Iterator[Observation | Quarantined]:
+def observed(survey: str, path: Path, row: Row) -> Observation | Quarantined:
     """The object of one row, checked, or a quarantined row with the reason."""
-    yield from LAYOUTS[survey].build(path, row)
+    try:
+        (one,) = LAYOUTS[survey].build(path, row)
+    except UNREADABLE as error:
+        return lost(survey, path, row, reason_of(error))
+    return one
 
 
 def lost(survey: str, path: Path, row: Row, reason: str) -> Quarantined:

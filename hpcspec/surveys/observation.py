@@ -150,14 +150,17 @@ def check(one: Observation) -> Observation:
     """The observation, if a model can use it; scalars that are not finite and meta without a name are left out, and long
     texts are cut.
 
-    Raises BadObject for an empty identifier, names that can't be printed or are too long, a position off the sky,
-    wavelengths that are not finite, positive, plausible and increasing, times that are not finite or fall, or no valid
-    measurement at all.
+    Raises BadObject for an identifier that is empty or can't stand in a FITS table, names that can't be printed or are too
+    long, a position off the sky, wavelengths that are not finite, positive, plausible and increasing, times that are not
+    finite or fall, or no valid measurement at all.
     """
     if not one.object_id:
         raise BadObject("no object identifier")
     if not is_name(one.object_id):
         raise BadObject(f"the object identifier is not a name of at most {NAME} printable characters", one.object_id)
+    if not one.object_id.isascii() or one.object_id != one.object_id.strip():
+        reason = "the object identifier is not ASCII, or begins or ends with blanks: a catalogue can't hold it"
+        raise BadObject(f"{reason}: {one.object_id[:40]!r}", one.object_id)
     nowhere = np.isnan(one.ra) and np.isnan(one.dec)
     if not (nowhere or (np.isfinite(one.ra) and -90 <= one.dec <= 90 and 0 <= one.ra <= 360)):
         raise BadObject(f"position off the sky: ra={one.ra} dec={one.dec}", one.object_id)

@@ -118,7 +118,7 @@ def _exposures(hdus: fits.HDUList) -> dict[int, dict[str, fits.BinTableHDU]]:
     found: dict[int, dict[str, fits.BinTableHDU]] = {}
     for hdu in hdus[1:]:
         name = EXPOSURE_NAME.match(hdu.name)
-        if name and isinstance(hdu, fits.BinTableHDU) and EXPOSURE <= {column.upper() for column in hdu.columns.names}:
+        if name and isinstance(hdu, fits.BinTableHDU):
             found.setdefault(int(name[2]), {})[name[1][0].lower()] = hdu
     return found
 
@@ -130,6 +130,8 @@ def _exposure(
     arms = []
     for camera, hdu in sorted(cameras.items()):
         table = hdu.data
+        if lacking := EXPOSURE - {column.upper() for column in hdu.columns.names}:
+            raise BadObject(f"{hdu.name}: no column {min(lacking)}")
         rising = slice(None, None, 1 if len(table) < 2 or table["LOGLAM"][0] < table["LOGLAM"][-1] else -1)
         flux, loglam, ivar, mask = (table[name][rising] for name in ("FLUX", "LOGLAM", "IVAR", "MASK"))
         grid = table_grid(10.0 ** loglam.astype(np.float64))

@@ -27,6 +27,9 @@ Wanted = Callable[[Sequence[str]], bool]
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 FIRST = re.compile(rf"{NUMBER}|[+-]?(?:nan|inf)", re.IGNORECASE)
 INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,17})")
+EXACT = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}  # from here on floats of so many bits have lost digits
+ROUNDED = r"^-?\d\.\d+[eE]\+?(1[6-9]|[2-9]\d)$"  # and such a float as text
+LOST_DIGITS = "identifiers are stored as floats and have lost digits"
 HEAD_LINES = 200
 BLOCK = 1 << 24  # bytes of a text table read at once; a row must fit in
 
@@ -157,18 +160,22 @@ def _utf8(data: bytes) -> bytes:
 
 
 def batches(file: BinaryIO, columns: Sequence[str], delimiter: str, skipped: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows as batches of text columns; a row with another number of fields is left out and put into `skipped`.
+    """The rows as batches of text columns, without comments before the first; a row with another number of fields is left out
+    and put into `skipped`.
 
     Raises any of FAULTS for damage, after the sound batches before it.
     """
+    start = file.tell()
+    while file.readline(BLOCK).lstrip().startswith(b"#"):
+        start = file.tell()
+    file.seek(start)
     sound = _UpToDamage(file)
     rows: BinaryIO = io.BufferedReader(sound, 1 << 20)
     if not delimiter:
         rows, delimiter = io.BytesIO(re.sub(rb"[ \t]+", b",", re.sub(rb"(?m)^[ \t]+|[ \t\r]+$", b"", rows.read()))), ","
 
     def skip(row: pv.InvalidRow) -> str:
-        if not row.text.startswith("#"):
-            skipped.append(row.text)
+        skipped.append(row.text)
         return "skip"
 
     try:
@@ -210,16 +217,21 @@ def numbers(column: Column) -> np.ndarray:
 def texts(column: Column) -> pa.Array:
     """A column as trimmed text; integers in full, whole floats as integers, bytes decoded, null where there is nothing.
 
-    Raises BadObject for a type that has no text.
+    Raises BadObject for a type that has no text, and for floats so large that not every integer is among them.
     """
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     try:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+            if pc.any(pc.greater_equal(pc.abs(column), EXACT[column.type.bit_width])).as_py():
+                raise BadObject(LOST_DIGITS)
             whole_numbers = pc.all(pc.equal(column, pc.floor(column)), min_count=0).as_py()
             column = pc.cast(column, pa.int64()) if whole_numbers else column
         column = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
+        if pc.any(pc.match_substring_regex(column, ROUNDED)).as_py():
+            raise BadObject(LOST_DIGITS)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise BadObject(f"a column of {column.type} where names belong: {error}") from error
     return pc.if_else(pc.equal(column, ""), None, column)

@@ -19,12 +19,14 @@ LONG = "x" * 10_000
 @dataclass(frozen=True)
 class Damage:
     """One damage of a file. `loose`: what still comes out of the file may differ from what was in it, for without a checksum
-    nobody can tell; otherwise it may be absent, but not different. `by_line`: of a table of text, one line is damaged."""
+    nobody can tell; otherwise it may be absent, but not different. `by_line`: of a table of text, one line is damaged. `by_row`:
+    of a table of columns, one row is."""
 
     name: str
     harm: Harm = field(repr=False)
     loose: bool = False
     by_line: bool = False
+    by_row: bool = False
 
 
 def on_bytes(change: Callable[[bytearray, np.random.Generator], bytes | bytearray]) -> Harm:
@@ -94,6 +96,15 @@ def named(prefix: str) -> Harm:
     return lambda path, rng: path.rename(path.with_name(prefix + path.name)) and None
 
 
+NAMES = [
+    Damage("spaces", named("a b "), True),
+    Damage("quotes", named("a'b\"c`$(x)"), True),
+    Damage("newline", named("a\nb\t"), True),
+    Damage("not UTF-8", named("\udcff\udce9"), True),
+    Damage("long name", lambda path, rng: named("n" * (250 - len(path.name)))(path, rng), True),
+    Damage("again", lambda path, rng: shutil.copy(path, path.with_name(f"zz-{path.name}")) and None, True),
+    Damage("again by a link", lambda path, rng: path.with_name(f"zz-{path.name}").symlink_to(path.name), True),
+]  # fmt: skip
 PATHS = [
     Damage("directory", moved(lambda path: path.mkdir())),
     Damage("directory with it", moved(lambda path: (path.mkdir(), path.with_name("kept").rename(path / path.name)))),
@@ -105,11 +116,5 @@ PATHS = [
     Damage("link to the root", moved(lambda path: path.symlink_to("/dev", True))),
     Damage("link to a device", moved(lambda path: path.symlink_to("/dev/zero"))),
     Damage("not readable", lambda path, rng: path.chmod(0)),
-    Damage("spaces", named("a b "), True),
-    Damage("quotes", named("a'b\"c`$(x)"), True),
-    Damage("newline", named("a\nb\t"), True),
-    Damage("not UTF-8", named("\udcff\udce9"), True),
-    Damage("long name", lambda path, rng: named("n" * (250 - len(path.name)))(path, rng), True),
-    Damage("again", lambda path, rng: shutil.copy(path, path.with_name(f"zz-{path.name}")) and None, True),
-    Damage("again by a link", lambda path, rng: path.with_name(f"zz-{path.name}").symlink_to(path.name), True),
+    *NAMES,
 ]  # fmt: skip

@@ -13,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.damages.damage import LONG, Damage, Harm
+from tests.damages.in_fits import IDENTIFIERS
+
+MEASURED = re.compile("spectrum|coeff")
 
 
 def within(change: Callable[[h5py.File, str, np.random.Generator], object]) -> Harm:
@@ -45,6 +48,35 @@ def everywhere(value: float) -> Harm:
     return harm
 
 
+def of_columns(pattern: re.Pattern[str], change: Callable[[np.ndarray], None]) -> Harm:
+    """A change to every column whose name matches."""
+
+    def harm(path: Path, rng: np.random.Generator) -> None:
+        with h5py.File(path, "a") as file:
+            for name in filter(pattern.fullmatch, sorted(file)):
+                values = file[name][()]
+                change(values)
+                file[name][...] = values
+
+    return harm
+
+
+def first_row(of: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], None]:
+    def change(values: np.ndarray) -> None:
+        values[0] = of(values[0])
+
+    return change
+
+
+def same_ids(values: np.ndarray) -> None:
+    """The second row has the identifier of the first."""
+    values[1] = values[0]
+
+
+def one_nan(values: np.ndarray) -> None:
+    values[0, values.shape[1] // 2] = np.nan
+
+
 def declared(path: Path, rng: np.random.Generator) -> None:
     """Ten million rows that were never written."""
     with h5py.File(path, "a") as file:
@@ -65,7 +97,14 @@ def linked(link: Callable[[str, Path], object]) -> Harm:
     return harm
 
 
+WAVELENGTHS, FLUXES = re.compile("spectrum_lambda"), re.compile("spectrum_flux|coeff")
 HDF5 = [
+    Damage("same ids", of_columns(IDENTIFIERS, same_ids), by_row=True),
+    Damage("one NaN", of_columns(FLUXES, one_nan), True, by_row=True),
+    Damage("unsorted wavelengths", of_columns(WAVELENGTHS, first_row(lambda w: np.roll(w, 7))), True, by_row=True),
+    Damage("repeated wavelengths", of_columns(WAVELENGTHS, first_row(lambda w: np.repeat(w[::2], 2)[: w.size])), True,
+           by_row=True),
+    Damage("negative wavelengths", of_columns(WAVELENGTHS, first_row(np.negative)), True, by_row=True),
     *(Damage(f"lost {i}", within(lambda file, name, rng: file.__delitem__(name)), True) for i in (1, 2, 3)),
     *(Damage(f"text {i}", replaced(lambda v, rng: np.full(v.shape, b"what")), True) for i in (1, 2)),
     *(Damage(f"integers {i}", replaced(lambda v, rng: np.arange(v.size).reshape(v.shape).astype("i2")), True) for i in (1, 2)),
@@ -86,6 +125,25 @@ HDF5 = [
     Damage("NaN", everywhere(np.nan), True), Damage("inf", everywhere(np.inf), True), Damage("huge", everywhere(3e38), True),
     Damage("negative", everywhere(-1.0), True), Damage("zero", everywhere(0.0), True), Damage("declared", declared),
 ]  # fmt: skip
+
+
+def spectra(path: Path) -> dict[str, pa.ChunkedArray | np.ndarray]:
+    """What a file of columns, of either kind, has of spectra."""
+    if path.suffix == ".parquet":
+        table = pq.read_table(path, partitioning=None)
+        return {name: table[name] for name in table.column_names if MEASURED.match(name)}
+    with h5py.File(path) as file:
+        return {name: file[name][()] for name in file if MEASURED.match(name)}
+
+
+def same_spectra(path: Path, other: Path) -> bool:
+    """Whether these files have the same spectra; False if they have none, or one can't be read."""
+    try:
+        a, b = spectra(path), spectra(other)
+        same = (v.equals(b[n]) if isinstance(v, pa.ChunkedArray) else np.array_equal(v, b[n]) for n, v in a.items())
+        return bool(a) and a.keys() == b.keys() and all(same)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def columnar(change: Callable[[pa.Table, int, np.random.Generator], pa.Table]) -> Harm:
@@ -137,7 +195,16 @@ def overstated(path: Path, rng: np.random.Generator) -> None:
             continue
 
 
+def ids_repeated(table: pa.Table, i: int, rng: np.random.Generator) -> pa.Table:
+    rows = [0, 0, *range(2, table.num_rows)]
+    for k, name in enumerate(table.column_names):
+        if IDENTIFIERS.fullmatch(name):
+            table = table.set_column(k, name, table.column(k).take(rows))
+    return table
+
+
 PARQUET = [
+    Damage("same ids", columnar(ids_repeated), True),
     Damage("overstated", overstated),
     *(Damage(f"lost {i}", columnar(lambda t, i, rng: t.remove_column(i)), True) for i in (1, 2)),
     *(Damage(f"nulls {i}", column(lambda n: pa.nulls(n)), True) for i in (1, 2)),

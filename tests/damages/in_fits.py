@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
+from astropy.table import Table, vstack
 
 from tests.damages.damage import LONG, Damage, Harm, on_bytes
 
+WAVELENGTHS = re.compile("wave|lam", re.IGNORECASE)
+IDENTIFIERS = re.compile("(target|source|object|sobject|apogee_|specobj)?_?o?id", re.IGNORECASE)
 TEXTS = {"NUL": "ab\0cd", "newline": "ab\ncd", "long": LONG, "escape": "\x1b[31mred", "latin": "é", "empty": ""}
 
 
@@ -91,6 +94,54 @@ def shuffled(hdus: fits.HDUList, rng: np.random.Generator) -> None:
         array[...] = rng.permutation(array.reshape(-1)).reshape(array.shape)
 
 
+def one_nan(hdus: fits.HDUList, rng: np.random.Generator) -> None:
+    found = arrays(hdus)
+    array = found[rng.integers(len(found))]
+    array[np.unravel_index(rng.integers(array.size), array.shape)] = np.nan
+
+
+def wavelengths(of: Callable[[np.ndarray], np.ndarray], start: float, step: float) -> Harm:
+    """Other wavelengths in columns, images and headers, where the start and the step are multiplied by these."""
+
+    def change(hdus: fits.HDUList, rng: np.random.Generator) -> None:
+        for hdu in hdus:
+            tables = hdu.columns.names if isinstance(hdu, fits.BinTableHDU) else []
+            named = [hdu.data[name] for name in tables if WAVELENGTHS.search(name)]
+            for array in [hdu.data] if WAVELENGTHS.search(hdu.name) and not tables else named:
+                array[...] = of(array.reshape(-1)).reshape(array.shape)
+            for card, factor in {"CRVAL1": start, "COEFF0": start, "CDELT1": step, "COEFF1": step}.items():
+                if card in hdu.header:
+                    hdu.header[card] *= factor
+
+    return rewritten(change)
+
+
+def of_tables(change: Callable[[Table, np.random.Generator], Table], one: bool = False) -> Harm:
+    """A change to every table, or to one of them."""
+
+    def harm(hdus: fits.HDUList, rng: np.random.Generator) -> fits.HDUList:
+        numbers = [i for i, hdu in enumerate(hdus) if isinstance(hdu, fits.BinTableHDU)]
+        for number in [rng.choice(numbers)] if one else numbers:
+            table = change(Table(hdus[number].data), rng)
+            hdus[number] = fits.BinTableHDU(table, name=hdus[number].name)
+        return hdus
+
+    return rewritten(harm)
+
+
+def same_ids(table: Table, rng: np.random.Generator) -> Table:
+    """The second row has the identifier of the first."""
+    for name in table.colnames:
+        if IDENTIFIERS.fullmatch(name) and len(table) > 1:
+            table[name][1] = table[name][0]
+    return table
+
+
+def without_a_column(table: Table, rng: np.random.Generator) -> Table:
+    table.remove_column(rng.choice(table.colnames))
+    return table
+
+
 def retyped(hdus: fits.HDUList, rng: np.random.Generator) -> fits.HDUList:
     """One column, or one image, of another type."""
     number = int(rng.choice([i for i, hdu in enumerate(hdus) if hdu.data is not None]))
@@ -156,8 +207,17 @@ ARRAYS = [
     Damage("shuffled", rewritten(shuffled), True),
     *(Damage(f"retyped {i}", rewritten(retyped), True) for i in (1, 2, 3)),
     *(Damage(f"without an HDU {i}", rewritten(without), True) for i in (1, 2)),
+    Damage("one NaN", rewritten(one_nan), True),
+    Damage("unsorted wavelengths", wavelengths(lambda w: np.roll(w, 7), 1, -1), True),
+    Damage("repeated wavelengths", wavelengths(lambda w: np.repeat(w[::2], 2)[: w.size], 1, 0), True),
+    Damage("negative wavelengths", wavelengths(lambda w: -w, -1, 1), True),
     Damage("no values", rewritten(no_values), True), Damage("no units", rewritten(no_units), True),
 ]  # fmt: skip
 TEXT_CELLS = [Damage(f"texts {name}", texts_of_tables(text), True) for name, text in TEXTS.items()]
 IMAGES = [*(d for d in headers(CARDS) if not re.search("COUNT|XTENSION", d.name)), *ARRAYS]
-TABLES = [*headers(CARDS), *headers(TABLE_CARDS), *ARRAYS, *TEXT_CELLS]
+ROWS = [
+    Damage("same ids", of_tables(same_ids), True),
+    Damage("rows twice", of_tables(lambda table, rng: vstack([table, table])), True),
+    *(Damage(f"without a column {i}", of_tables(without_a_column, one=True), True) for i in (1, 2)),
+]  # fmt: skip
+TABLES = [*headers(CARDS), *headers(TABLE_CARDS), *ARRAYS, *TEXT_CELLS, *ROWS]

@@ -16,7 +16,6 @@ from tests.damages.copies import (
     eros,
     fits_table,
     gaia,
-    gaia_columns,
     gaia_sampled,
     galah,
     generic_plain,
@@ -31,7 +30,7 @@ from tests.damages.copies import (
     relabelled,
     variables,
 )
-from tests.damages.damage import BYTES, PATHS, TRUNCATE, Damage
+from tests.damages.damage import BYTES, NAMES, PATHS, TRUNCATE, Damage
 from tests.surveys import curve_layouts, gaia_layouts, layouts, mmu_layouts
 
 L, C, G = layouts, curve_layouts, gaia_layouts
@@ -65,7 +64,7 @@ KINDS: dict[str, Kind] = {
     "gaia_bulk": Kind("gaia", gaia(G.to_bulk, "XpContinuousMeanSpectrum_{k}.csv.gz"), "packed", checked=True),
     "gaia_ecsv": Kind("gaia", gaia(G.to_spaced_ecsv, "XP_CONTINUOUS_RAW-{k}.ecsv"), "text", by_line=True),
     "gaia_fits": Kind("gaia", gaia(G.to_fits, "XP-{k}.fits"), "fits"),
-    "gaia_columns": Kind("gaia", gaia_columns, "fits"),
+    "gaia_columns": Kind("gaia", gaia(G.to_columns, "XP-{k}.fits"), "fits"),
     "gaia_votable": Kind("gaia", gaia(G.to_votable, "XP-{k}.xml"), "votable"),
     "gaia_parquet": Kind("gaia", gaia(G.to_parquet, "xp-{k}.parquet"), "parquet"),
     "gaia_sampled": Kind("gaia", gaia_sampled, "text", by_line=True),
@@ -89,6 +88,8 @@ KINDS: dict[str, Kind] = {
     "hdf5_chunked": Kind("sdss", hdf5("sdss", chunks=True, compression="gzip", fletcher32=True), "hdf5"),
     **{f"hats_{s}": Kind(s, hats(s), "parquet") for s in mmu_layouts.TABLES},
     "hats_checked": Kind("sdss", hats("sdss", "structs", write_page_checksum=True, row_group_size=2), "parquet"),
+    "hdf5_in_place": Kind("sdss", hdf5("sdss"), "hdf5", in_place=True),
+    "hats_in_place": Kind("sdss", hats("sdss"), "parquet", in_place=True),
     "parquet": Kind("desi", parquet("desi"), "parquet"),
 }  # fmt: skip
 STELLAR = {"TEFF": lambda k: [5000.0, 4000.0 + k], "LOGG": lambda k: [4.5, 3.0], "FE_H": lambda k: [0.0, -1.0]}
@@ -132,6 +133,8 @@ def damages(name: str) -> list[Damage]:
     """Everything that is done to files of one layout."""
     kind = KINDS[name]
     paths = PATHS if kind.survey != "galah" else [replace(d, loose=True) for d in PATHS]  # where one of its four files is gone
+    if kind.form == "parquet" and name.startswith("hats"):  # a file of another name is none of the catalogue's
+        paths = [d for d in paths if d not in NAMES]
     every = [*BYTES, *OWN[kind.form], *(paths if name in MOVED else ())]
     if kind.checked:
         return [replace(d, loose=d.name in ("noise after", "twice")) for d in every]

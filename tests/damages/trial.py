@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -32,9 +33,11 @@ from hpcspec.stream.stream import Stream
 from hpcspec.stream.tokens import tokenize
 from hpcspec.surveys import SURVEYS, discover, read
 from hpcspec.surveys.observation import Observation
+from tests.damages.copies import Kind
 from tests.making import stored
 
 SECONDS = 60  # for a dozen files; less than one is usual
+MEMORY = 2 << 30  # of addresses, beyond what imports take: what asks for more is refused, not killed
 PATCH, BUDGET = 16, 64
 NOBODY = 65534
 ROOT = Path(__file__).parents[2]
@@ -45,7 +48,8 @@ PRELOAD = [*(f"hpcspec.surveys.{name}" for name in (*SURVEYS, "hats", "multimoda
 @dataclass
 class Outcome:
     """What an ingest gave: its books, the objects by identifier and the files they came from, the quarantined rows, what was
-    found to be wrong, or the error it ended with; and the objects as they were before, with their files."""
+    found to be wrong, or the error it ended with; and the objects as they were before, with their files, and the identifiers of
+    rows that were quarantined before."""
 
     counts: Counts | None = None
     objects: dict[str, Observation] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class Outcome:
     files: dict[str, list[str]] = field(default_factory=dict)
     quarantined: list[dict[str, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    unusable: set[str] = field(default_factory=set)
     refused: str = ""
 
 
@@ -64,13 +69,13 @@ class Trials:
         command = [sys.executable, "-W", "ignore", "-c", "from tests.damages.trial import serve; serve()"]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def run(self, survey: str, sound: Path, source: Path, out: Path, epochs: bool = False, nobody: bool = False) -> Outcome:
+    def run(self, kind: Kind, sound: Path, source: Path, out: Path, nobody: bool = False) -> Outcome:
         """Ingest `source` into `out` and look at everything that was made of it; the outcome's faults say what went wrong,
         also when the process hung or died. `nobody`: as a user who may not read everything."""
         assert self._process.stdin and self._process.stdout
         result = out.with_name(out.name + ".outcome")
-        trial = {"survey": survey, "sound": str(sound), "source": str(source), "out": str(out), "epochs": epochs,
-                 "nobody": nobody, "result": str(result)}  # fmt: skip
+        trial = {"survey": kind.survey, "sound": str(sound), "source": str(source), "out": str(out), "epochs": kind.epochs,
+                 "in_place": kind.in_place, "nobody": nobody, "result": str(result)}  # fmt: skip
         print(json.dumps(trial), file=self._process.stdin, flush=True)
         ended = self._process.stdout.readline().strip()
         return pickle.loads(result.read_bytes()) if ended == "exit 0" else Outcome(faults=[ended or "no answer"])
@@ -97,15 +102,17 @@ def serve() -> None:
         print("exit 0" if code == 0 else f"hung for {SECONDS} s" if code == -signal.SIGKILL else f"died: {code}", flush=True)
 
 
-def _run(survey: str, sound: str, source: str, out: str, epochs: bool, nobody: bool, result: str) -> None:
+def _run(survey: str, sound: str, source: str, out: str, epochs: bool, in_place: bool, nobody: bool, result: str) -> None:
     torch.set_num_threads(1)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
     outcome = Outcome()
     try:
         with redirect_stdout(io.StringIO()):
             _read(outcome, survey, Path(sound), epochs)
             if nobody and os.getuid() == 0:
                 os.setuid(NOBODY)
-            _ingest(outcome, survey, Path(source), Path(out), epochs)
+            _ingest(outcome, survey, Path(source), Path(out), epochs, in_place)
     except UserError as error:
         outcome.refused = str(error)
         outcome.quarantined = quarantined_rows(Path(out))
@@ -119,15 +126,17 @@ def _read(outcome: Outcome, survey: str, folder: Path, epochs: bool) -> None:
     """The objects of sound files as a shard would give them back."""
     found: list[Observation] = []
     for source in discover(survey, folder, epochs):
-        ones = [item for item in read(survey, source) if isinstance(item, Observation)]
+        items = list(read(survey, source))
+        ones = [item for item in items if isinstance(item, Observation)]
+        outcome.unusable |= {item.object_id for item in items if not isinstance(item, Observation)}
         outcome.files |= {one.object_id: [str(p.relative_to(folder)) for p in source.paths] for one in ones}
         found += ones
     objects = collect([(one, 0, 0) for one in found], ["x"])
     outcome.sound = {one.object_id: replace(one, survey=survey) for one in objects}
 
 
-def _ingest(outcome: Outcome, survey: str, source: Path, out: Path, epochs: bool) -> None:
-    outcome.counts = ingest(survey, source, out, 64.0, epochs=epochs)
+def _ingest(outcome: Outcome, survey: str, source: Path, out: Path, epochs: bool, in_place: bool) -> None:
+    outcome.counts = ingest(survey, source, out, 64.0, epochs=epochs, in_place=in_place)
     outcome.quarantined = quarantined_rows(out)
     if not examine(out):
         outcome.faults.append("the doctor finds fault with the shards")

@@ -44,7 +44,7 @@ def light_curves(folder: Path) -> None:
         more = {"ra": [f"{40 * number + i}" for i in range(3)], "dec": ["-5.5"] * 3} if number % 2 else {}
         more |= {"period": [f"{0.5 + i}" for i in range(3)]} if number in (2, 5) else {}
         more |= {"note": [str(number) if number < 6 else f"text {number}"] * 3}
-        names = [f"{'x' * number}star-{number}", "common" if number in (3, 6) else f"é{number}", f"{number:03d}"]
+        names = [f"{'x' * number}star-{number}", "common" if number in (3, 6) else f"e #{number}", f"{number:03d}"]
         rows = [",".join(["object_id", "jd", "mag", "mag_err", "filter", *more])]
         for i, name in enumerate(names):
             for epoch in range(20 + 5 * number + i):

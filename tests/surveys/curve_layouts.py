@@ -1,7 +1,7 @@
 """Small light-curve files in every layout the readers know, with known content.
 
 Each writer puts the objects of a layout into a folder. The first object has, in its first band, N good epochs at times
-ZERO + day(i), in order, and possibly others that must not be used.
+ZERO + day(i), in order, and possibly others that must not be used. Some take `more`, by which their magnitudes are fainter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Layout:
     scale, whether it has a position, and the class."""
 
     survey: str
-    write: Callable[[Path], None]
+    write: Callable[..., None]
     object_ids: tuple[str, ...]
     bands: tuple[str, ...]
     start: float
@@ -40,8 +40,8 @@ def day(i: int) -> float:
     return i * 1.25
 
 
-def mag(i: int) -> float:
-    return round(14 + 0.1 * (i % 4), 3)
+def mag(i: int, more: float = 0.0) -> float:
+    return round(14 + 0.1 * (i % 4) + more, 3)
 
 
 def lines(path: Path, rows: Iterable[str]) -> None:
@@ -51,18 +51,18 @@ def lines(path: Path, rows: Iterable[str]) -> None:
 PATROL_1 = "HJD,UT Date,Camera,FWHM,Limit,mag,mag_err,flux(mJy),flux_err,Filter"
 
 
-def patrol_1(folder: Path) -> None:
+def patrol_1(folder: Path, more: float = 0.0) -> None:
     """Two bands; an upper limit and an epoch without anything."""
-    rows = [f"{2457000 + day(i):.5f},2014-12-{i + 9:02d}.1,be,1.5,16.8,{mag(i):.3f},0.020,9.1,0.1,V" for i in range(N)]
+    rows = [f"{2457000 + day(i):.5f},2014-12-{i + 9:02d}.1,be,1.5,16.8,{mag(i, more):.3f},0.020,9.1,0.1,V" for i in range(N)]
     rows += ["2457900.5,2017-05-26.1,bi,1.5,15.3,>15.300,99.990,2.1,1.6,g"]
-    rows += ["2457901.5,2017-05-27.1,bi,1.5,16.9,14.500,0.030,6.1,0.2,g"]
+    rows += [f"2457901.5,2017-05-27.1,bi,1.5,16.9,{14.5 + more:.3f},0.030,6.1,0.2,g"]
     rows += ["2457902.5,2017-05-28.1,bi,1.5,99.990,99.990,99.990,99.990,99.990,g"]
     lines(folder / "light_curve_03ce0bc8-42ef.csv", [PATROL_1, *rows])
 
 
-def patrol_2(folder: Path) -> None:
+def patrol_2(folder: Path, more: float = 0.0) -> None:
     """Comments, blank lines, a bad image and an epoch without an error."""
-    rows = [f"{2457000 + day(i):.7f},9.1,0.1,{mag(i):.4f},0.0200,16.8,1.5,V,G,ba" for i in reversed(range(N))]
+    rows = [f"{2457000 + day(i):.7f},9.1,0.1,{mag(i, more):.4f},0.0200,16.8,1.5,V,G,ba" for i in reversed(range(N))]
     rows += ["2457800.5,9.1,0.1,11.0,0.02,16.8,1.5,V,B,ba", "2457801.5,9.1,99.99,13.3,99.9900,99.99,1.5,V,G,ba"]
     head = ["# ASAS-SN SkyPatrol ID: 223339338105", "# ATLAS-REFCAT2: 149462658684125462"]
     head += ["# Gaia DR2: 4608321929460721408", "", ""]
@@ -70,16 +70,16 @@ def patrol_2(folder: Path) -> None:
     lines(folder / "223339338105-light-curves.csv", head + rows)
 
 
-def pyasassn(folder: Path) -> None:
+def pyasassn(folder: Path, more: float = 0.0) -> None:
     said = '"asas_sn_id":12702,"gaia_id":5211052415435948544,"pstarrs_g_mag":13.135,"name":"VX Men"'
     said += ',"ra_deg":85.5,"dec_deg":-79.25'
-    rows = [f"{2457000 + day(i)},9.1,0.1,{mag(i)},0.02,16.8,1.5,b{'iFt'[i % 3]},12702" for i in range(N)]
+    rows = [f"{2457000 + day(i)},9.1,0.1,{mag(i, more)},0.02,16.8,1.5,b{'iFt'[i % 3]},12702" for i in range(N)]
     lines(folder / "vxmen.csv", [f"# {said}", "jd,flux,flux_err,mag,mag_err,limit,fwhm,cam,asas_sn_id", *rows])
 
 
-def variables(folder: Path) -> None:
+def variables(folder: Path, more: float = 0.0) -> None:
     """The catalogue of variable stars beside its light curves, with the header as a comment, or absent."""
-    rows = [f"{2457000 + day(i):.5f} {mag(i):.3f} 0.020 9.1 0.1 be" for i in range(N)]
+    rows = [f"{2457000 + day(i):.5f} {mag(i, more):.3f} 0.020 9.1 0.1 be" for i in range(N)]
     head = ["# ASASSN-V J181654.06-202117.6", "#HJD MAG MAG_ERR FLUX FLUX_ERR CAMERA"]
     lines(folder / f"{STARS[0]}.dat", [*head, *rows])
     lines(folder / f"{STARS[1]}.dat", ["\t".join(row.split()[:5]) for row in rows])
@@ -87,8 +87,8 @@ def variables(folder: Path) -> None:
     lines(folder / "variables.csv", [*catalogue, "ASASSN-V J181654.06-202117.6,274.22525,-20.35489,14.15,0.35,1.5,RRAB"])
 
 
-def asas_rows() -> list[str]:
-    return [f"{1868.5 + day(i)},{mag(i)},0.04" for i in range(N)]
+def asas_rows(more: float = 0.0) -> list[str]:
+    return [f"{1868.5 + day(i)},{mag(i, more)},0.04" for i in range(N)]
 
 
 def asas_tables(folder: Path) -> None:
@@ -121,9 +121,10 @@ def cell(values: Iterable[float]) -> str:
     return f'"{[float(v) for v in values]}"'
 
 
-def eros_row(object_id: str, bands: str = "br") -> str:
+def eros_row(object_id: str, bands: str = "br", more: float = 0.0) -> str:
     n = range(N)
-    cells = [cell(f(i) for i in n) for f in (lambda i: 290.3 + day(i), mag, lambda i: 0.13, lambda i: 0.0) for _ in bands]
+    columns = ([290.3 + day(i) for i in n], [mag(i, more) for i in n], [0.13] * N, [0.0] * N)
+    cells = [cell(column) for column in columns for _ in bands]
     return ",".join([object_id, *cells])
 
 
@@ -190,8 +191,8 @@ def generic_parquet(folder: Path) -> None:
     pq.write_table(table.set_column(4, "filter", table["filter"].dictionary_encode()), folder / "many.parquet", row_group_size=7)
 
 
-def generic_one(folder: Path) -> None:
-    rows = [f"{2457000 + day(i)} {100 + i} 1.5" for i in range(N)]
+def generic_one(folder: Path, more: float = 0.0) -> None:
+    rows = [f"{2457000 + day(i)} {100 + i + more} 1.5" for i in range(N)]
     lines(folder / "GJ 1.txt", ["# flux of a star, as measured", "bjd_tdb flux(mJy) flux_err", *rows])
 
 

@@ -143,9 +143,9 @@ LAYOUTS = {
 }
 
 
-def sampled(source_id: int = BOTH) -> Row:
-    """A row of XP_SAMPLED, W / (m2 nm), with one bad sample."""
-    flux = 1e-16 * (1 + 0.5 * np.sin(np.arange(343) / 30))
+def sampled(source_id: int = BOTH, more: float = 0.0) -> Row:
+    """A row of XP_SAMPLED, W / (m2 nm), with one bad sample; its flux is larger by the share `more`."""
+    flux = 1e-16 * (1 + more) * (1 + 0.5 * np.sin(np.arange(343) / 30))
     error = np.full(343, 4e-18)
     error[100] = np.nan
     return {"source_id": source_id, "solution_id": 1, "ra": 217.4, "dec": -62.7, "flux": flux, "flux_error": error}

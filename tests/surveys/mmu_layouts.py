@@ -6,6 +6,7 @@ arrays, text of fixed width, wavelengths in single precision, GALAH's displaced 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,24 @@ def write_hats(folder: Path, table: pa.Table, kind: str = "object", pixel: int =
     (folder / "hats.properties").write_text("#HATS catalog\n" + "".join(f"{k}={v}\n" for k, v in properties.items()))
     (folder / "partition_info.csv").write_text(f"Norder,Npix\n0,{pixel}\n")
     return path
+
+
+def misdeclare(path: Path, group: int, rows: int) -> None:
+    """Let a row group of a Parquet file declare other rows, of which it has less than 64, than its columns have."""
+    whole, was = path.read_bytes(), _declared(path)
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    wanted = [*was[:group], rows, *was[group + 1 :]]
+    for found in re.finditer(re.escape(bytes([0x16, 2 * was[group]])), whole[footer:]):  # a number, as Thrift writes it
+        at = footer + found.start() + 1
+        path.write_bytes(whole[:at] + bytes([2 * rows]) + whole[at + 1 :])
+        if _declared(path) == wanted:
+            return
+    raise AssertionError(f"row group {group} is not found")
+
+
+def _declared(path: Path) -> list[int]:
+    about = pq.read_metadata(path)
+    return [about.row_group(i).num_rows for i in range(about.num_row_groups)]
 
 
 def _lists(values: np.ndarray) -> pa.ListArray:

@@ -40,6 +40,17 @@ def test_tables_are_known_by_their_columns_and_may_be_absent(tmp_path: Path) -> 
     assert seven.curves[0].time == pytest.approx(eight.curves[0].time) and seven.curves[0].ivar == pytest.approx([625] * 12)
 
 
+@pytest.mark.parametrize("blank", [",", "  "])
+def test_a_comment_or_a_cut_line_behind_the_first_row_is_told(blank: str, tmp_path: Path) -> None:
+    rows = [row.replace(",", blank) for row in asas_rows()]
+    lines(tmp_path / "7.dat", ["# days mag error more", *rows])
+    lines(tmp_path / "8.dat", [*rows[:3], f"#{rows[3]}{blank}0", *rows[4:]])
+    (tmp_path / "9.dat").write_text("\n".join([*rows[:-1], rows[-1][: rows[-1].rindex(blank)]]))
+    seven, eight, nine = objects(tmp_path)
+    assert "rows_skipped" not in seven.meta and (eight.meta["rows_skipped"], nine.meta["rows_skipped"]) == (1, 1)
+    assert [len(o.curves[0].time) for o in (seven, eight, nine)] == [12, 11, 11]
+
+
 def test_a_damaged_table_quarantines_what_it_may_have_lost(tmp_path: Path) -> None:
     asas_archive(tmp_path)
     path = tmp_path / "more.dat"

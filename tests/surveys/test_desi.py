@@ -84,6 +84,32 @@ def test_a_coadd_of_nothing_but_bad_exposures(tmp_path: Path) -> None:
     assert isinstance(found["6"], Observation) and found["6"].meta["coadd_fiberstatus"] == 1 << 3
 
 
+def test_two_stars_of_one_identifier_are_not_averaged(tmp_path: Path) -> None:
+    write_desi(tmp_path, "coadd", [5, 6, 5, 5], shares=np.array([0, 0, 0.5, 0.5]), TARGET_RA=np.array([10.0, 20, 30, 10]))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    write_desi(alone, "coadd", [5, 6])
+    (source,) = (s for s in desi.discover(tmp_path) if "alone" not in s.key)
+    five, six, *later = desi.read(source)
+    assert isinstance(five, Observation) and isinstance(six, Observation) and (five.object_id, six.object_id) == ("5", "6")
+    assert five.ra == 10 and np.array_equal(five.arms[1].flux, objects(alone)["5"].arms[1].flux)
+    assert [o.object_id for o in later] == ["5", "5"] and all(o.reason.startswith("duplicate identifier: row") for o in later)
+
+
+@pytest.mark.parametrize("epochs", [False, True])
+def test_only_exposures_of_one_place_are_one_object(epochs: bool, tmp_path: Path) -> None:
+    """Rows beside the first one: another star, half an arcsecond off across RA 0, the same exposure again, no position."""
+    ra = np.array([359.99995, 10.0, 5e-5, 359.99995, np.nan])
+    exposures = {"EXPID": np.array([101, 102, 103, 101, 104], "i4"), "TARGET_DEC": np.full(5, 60.0)}
+    write_desi(tmp_path, "spectra", [5] * 5, TARGET_RA=ra, **exposures)
+    (source,) = desi.discover(tmp_path)
+    found = list(desi.read(replace(source, epochs=epochs)))
+    good, bad = found[: 1 + epochs], found[1 + epochs :]
+    assert [o.object_id for o in good] == (["5@101", "5@103"] if epochs else ["5"])
+    assert set(good[0].arms[1].ivar) == ({0, 4} if epochs else {0, 8})
+    assert [o.reason.split(" is ")[0] for o in bad] == [f"duplicate identifier: row {row}" for row in (1, 3, 4)]
+
+
 def test_a_damaged_redshift_file_costs_the_redshifts_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     desi_coadd(tmp_path)
     (tmp_path / "redrock-0-1-thru2.fits").write_bytes(b"broken")

@@ -168,6 +168,21 @@ def test_rows_of_another_length_are_told(tmp_path: Path) -> None:
     assert len(a.curves[0].time) == len(b.curves[0].time) == 1 and told.reason.startswith("2 damaged rows")
 
 
+def test_comments_before_the_first_row_are_none_and_later_ones_are_told(tmp_path: Path) -> None:
+    head = ("# of,this,table", "id,mjd,mag,mag_err", "# these,are,no,star", "# nor this")
+    *stars, told = table(tmp_path, *head, "a,58000,14,0.1", "#b,58000,14", "a,58001,14,0.1")
+    (a,) = stars
+    assert isinstance(a, Observation) and len(a.curves[0].time) == 2
+    assert isinstance(told, Quarantined) and told.reason.startswith("1 damaged rows") and "#b,58000,14" in told.reason
+
+
+@pytest.mark.parametrize("name", [" .csv", "Käfer.csv", "a .csv"])
+def test_identifiers_that_a_catalogue_can_t_hold_are_quarantined(name: str, tmp_path: Path) -> None:
+    lines(tmp_path / name, ["mjd,mag,mag_err", "58000,14,0.1"])
+    (star,) = read_all("light_curves", tmp_path)
+    assert isinstance(star, Quarantined) and "not ASCII, or begins or ends with blanks" in star.reason
+
+
 def test_rows_without_an_object_and_objects_without_a_measurement(tmp_path: Path) -> None:
     rows = ("a,58000,14,0.1", ",58001,14,0.1", "b,58000,nan,0.1", "c,nan,14,0.1", "d,58000,99.9,0.1")
     found = table(tmp_path, "id,mjd,mag,mag_err", *rows)
@@ -268,6 +283,29 @@ def test_masked_and_float_identifiers(tmp_path: Path) -> None:
     zero, one = read_all("light_curves", tmp_path)
     assert isinstance(zero, Observation) and isinstance(one, Observation) and (zero.object_id, one.object_id) == ("0", "1")
     assert np.count_nonzero(zero.curves[0].ivar == 0) == 1 and np.all(one.curves[0].ivar > 0)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_identifiers_that_floats_have_rounded_are_no_identifiers(kind: type, tmp_path: Path) -> None:
+    """Of the two files one has the largest integers that a float holds, the other those behind, which are one for two stars."""
+    made = columns()
+    largest = 2 ** (np.finfo(kind).nmant + 1) - 1
+    for name, start in (("exact", largest - 1), ("rounded", largest + 1)):
+        ids = np.array([float(start + i % 2) for i in range(len(made["oid"]))], kind)
+        pq.write_table(pa.table(made | {"oid": ids}), tmp_path / f"{name}.parquet")
+    first, second, lost = read_all("light_curves", tmp_path)
+    assert {first.object_id, second.object_id} == {str(largest - 1), str(largest)}
+    assert isinstance(lost, Quarantined) and lost.reason == "identifiers are stored as floats and have lost digits"
+
+
+def test_rounded_identifiers_in_text_and_missing_ones(tmp_path: Path) -> None:
+    (lost,) = table(tmp_path, "id,mjd,mag,mag_err", "6.123456789012346e+18,58000,14,0.1", "6.123456789012347e+18,58000,14,0.1")
+    assert isinstance(lost, Quarantined) and "lost digits" in lost.reason
+    (tmp_path / "table.csv").unlink()
+    made = columns()
+    pq.write_table(pa.table(made | {"oid": [np.nan, *[7.0] * (len(made["oid"]) - 1)]}), tmp_path / "a.parquet")
+    found = read_all("light_curves", tmp_path)
+    assert {(o.object_id, type(o)) for o in found} == {("7", Observation), ("", Quarantined)}
 
 
 def test_formats_agree(tmp_path: Path) -> None:

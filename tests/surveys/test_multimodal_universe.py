@@ -308,6 +308,55 @@ def test_columns_of_different_length_are_no_table(tmp_path: Path) -> None:
     assert row.reason == "columns differ in length: ra not 3 rows"
 
 
+@pytest.mark.parametrize("chunks", [None, (1, 100), (2, 400), (3, 400)])
+def test_spectra_of_which_a_part_was_never_written_are_refused(chunks: tuple[int, int] | None, tmp_path: Path) -> None:
+    table = mmu_layouts.sdss(3)
+    path = write_hdf5(tmp_path, without(table, "spectrum_flux"))
+    with h5py.File(path, "a") as file:
+        column = file.create_dataset("spectrum_flux", (3, 400), "f4", chunks=chunks, fillvalue=1.0)
+        if chunks and chunks[0] < 3:
+            column[0] = table["spectrum_flux"][0]
+    (row,) = bad("sdss", tmp_path)
+    assert row.reason == "not all of the 3 rows were written: spectrum_flux"
+    with h5py.File(path, "a") as file:
+        file["spectrum_flux"][:] = table["spectrum_flux"]
+    assert len(good("sdss", tmp_path)) == 3
+
+
+@pytest.mark.parametrize("where", ["external storage", "external link", "soft link", "virtual"])
+def test_spectra_that_are_not_in_the_file_itself_are_refused(where: str, tmp_path: Path) -> None:
+    table = mmu_layouts.sdss(3)
+    whole = write_hdf5(tmp_path / "other", table)
+    path = write_hdf5(tmp_path / "files", without(table, "spectrum_flux"))
+    raw = tmp_path / "flux.raw"
+    raw.write_bytes(table["spectrum_flux"].tobytes())
+    with h5py.File(path, "a") as file:
+        if where == "external storage":
+            file.create_dataset("spectrum_flux", (3, 400), ">f4", external=[(str(raw), 0, h5py.h5f.UNLIMITED)])
+        elif where == "virtual":
+            layout = h5py.VirtualLayout((3, 400), ">f4")
+            layout[:] = h5py.VirtualSource(whole, "spectrum_flux", (3, 400))
+            file.create_virtual_dataset("spectrum_flux", layout)
+        else:
+            file["beside"] = h5py.ExternalLink(str(whole), "/")
+            other = h5py.ExternalLink(str(whole), "/spectrum_flux")
+            file["spectrum_flux"] = other if where == "external link" else h5py.SoftLink("/beside/spectrum_flux")
+        assert np.array_equal(file["spectrum_flux"][:], table["spectrum_flux"]), "HDF5 itself reads it"
+    (row,) = bad("sdss", tmp_path / "files")
+    kept = "are links to data elsewhere" if "link" in where else "are kept in other files"
+    assert row.reason == f"columns {kept}: spectrum_flux"
+
+
+def test_every_row_ends_as_one_item(tmp_path: Path) -> None:
+    """Warnings that are lists, where the loaders' boolean belongs, lose no row."""
+    table = arrow(mmu_layouts.sdss(4))
+    lists = pa.array([[True, False]] * 4)
+    table = table.set_column(table.column_names.index("ZWARNING"), "ZWARNING", lists)
+    (tmp_path / "files").mkdir()
+    pq.write_table(table.replace_schema_metadata({b"huggingface": b"{}"}), tmp_path / "files" / "train.parquet")
+    assert [one.object_id[-2:] for one in read_all("sdss", tmp_path / "files")] == ["84", "85", "86", "87"]
+
+
 def test_a_damaged_chunk_costs_its_rows(tmp_path: Path) -> None:
     table = mmu_layouts.sdss(6)
     path = write_hdf5(tmp_path, without(table, "spectrum_flux"))

@@ -147,7 +147,9 @@ class Trained:
         size = np.minimum(starts + patch, len(w)) - starts
         step = np.where(size > 1, (high - low) / np.maximum(size - 1, 1), 1.0)
         asked = torch.from_numpy(np.stack([(low + high) / 2, step], axis=1).astype(np.float32))
-        flux, error, model = [], [], self._predictor.model
+        flux: list[np.ndarray] = []
+        error: list[np.ndarray] = []
+        model = self._predictor.model
         for _, order, batch in self._batches(objects):
             with torch.inference_mode():
                 encoded, n = model.encode(batch), len(batch)

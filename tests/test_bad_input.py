@@ -164,7 +164,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "neither": (["pipeline"], "give --config.*--survey.*--run"),
     "both": (["plan", *CONFIG, "--survey", "desi"], "give --config or --survey, not both"),
     "unknown survey alone": (["plan", "--survey", "lamots"], "lamots.*lamost"),
-    "survey alone, no files": (["ingest", "--survey", "eros", "--set", "surveys.eros.input=null"], "where are the eros files.*--input"),
+    "survey alone, no files": (["ingest", "--survey", "eros", "--set", "surveys.eros.input=null"], "where are the eros.*--input"),
     "no trained run": (["catalog", "--survey", "apogee"], "no trained run in runs.*--run"),
     "untrained run": (["catalog", "--run", "UNTRAINED", "--survey", "desi"], "is not trained: run pretrain"),
     "no equals": (["plan", *CONFIG, "--set", "nonsense"], "--set 'nonsense': write it as a.b=value"),

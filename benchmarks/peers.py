@@ -41,22 +41,27 @@ def write_hf(folder: Path, to: Path) -> None:
     from datasets import Dataset
 
     flux, ivar, wavelength, offsets = flat(folder)
-    tables = []
     for start in range(0, len(offsets) - 1, ROWS):
         ends = offsets[start : start + ROWS + 1]
         at = slice(int(ends[0]), int(ends[-1]))
         columns = {"flux": flux[at], "ivar": ivar[at], "wavelength": wavelength[at], "mask": ivar[at] == 0}
         places = pa.array((ends - ends[0]).astype(np.int32))
-        tables.append(pa.table({k: pa.ListArray.from_arrays(places, pa.array(np.asarray(v))) for k, v in columns.items()}))
-    Dataset(pa.concat_tables(tables)).save_to_disk(to)
+        table = pa.table({k: pa.ListArray.from_arrays(places, pa.array(np.asarray(v))) for k, v in columns.items()})
+        Dataset(table).save_to_disk(to / f"{start:08d}")
+
+
+def hf(data: Path) -> Any:
+    """The whole of it, memory-mapped."""
+    from datasets import concatenate_datasets, load_from_disk
+
+    return concatenate_datasets([load_from_disk(part) for part in sorted(data.iterdir())])
 
 
 def read_hf(folder: Path, data: Path, columns: tuple[str, ...] = ("flux", "ivar", "wavelength", "mask")) -> Epoch:
     """Batches of 32 as numpy from a shuffled data set."""
-    from datasets import load_from_disk
 
     def epoch() -> Iterator[Joined]:
-        shuffled = load_from_disk(data).select_columns(list(columns)).shuffle(seed=SEED).with_format("numpy")
+        shuffled = hf(data).select_columns(list(columns)).shuffle(seed=SEED).with_format("numpy")
         for batch in shuffled.iter(batch_size=BATCH):
             yield len(batch["flux"]), [np.concatenate(list(batch[name])) for name in columns]
 
@@ -65,12 +70,10 @@ def read_hf(folder: Path, data: Path, columns: tuple[str, ...] = ("flux", "ivar"
 
 def read_hf_iterable(folder: Path, data: Path) -> Epoch:
     """The four columns from an iterable data set, its shards and a buffer of a thousand spectra shuffled."""
-    from datasets import load_from_disk
-
     names = ("flux", "ivar", "wavelength", "mask")
 
     def epoch() -> Iterator[Joined]:
-        whole = load_from_disk(data).to_iterable_dataset(num_shards=64)
+        whole = hf(data).to_iterable_dataset(num_shards=64)
         for batch in whole.shuffle(seed=SEED, buffer_size=1000).with_format("numpy").iter(batch_size=BATCH):
             yield len(batch["flux"]), [np.concatenate(list(batch[name])) for name in names]
 

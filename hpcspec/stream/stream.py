@@ -28,6 +28,7 @@ OPEN_WINDOWS, TABLES_AHEAD = 4, 2  # windows that objects are drawn from, and wh
 RUN = 8  # objects that are drawn from a window at once
 PASSED = attrgetter("passed")
 READERS = 4  # threads
+TASK = 1 << 22  # samples (32 MiB) that a thread reads at least before it is asked for more: each waking costs the planning
 log = logging.getLogger(__name__)
 
 
@@ -141,13 +142,22 @@ class Window:
         starts = stops - lengths + np.repeat([at for _, _, at, _ in places] - (stops - lengths)[counts.cumsum() - counts], counts)
         to = np.stack([runs, 4 * starts, 4 * (starts + lengths)], axis=1)[by_place]
         ordered, first = self._order[by_place], 0
-        for shard, edges in self._blocks:
+        task: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+        samples = 0
+        for n, (shard, edges) in enumerate(self._blocks, 1):
             a, b = np.searchsorted(ordered, (first, first + len(edges) - 1)).tolist()
             if a < b:
-                wanted = [(places[k][0][i:j], places[k][1][i:j]) for k, i, j in to[a:b].tolist()]
-                self._reading.append(self._stream.threads.submit(self._fill, shard, edges, ordered[a:b] - first, wanted))
-            first += len(edges) - 1
+                task.append((shard, edges, ordered[a:b] - first, to[a:b]))
+            first, samples = first + len(edges) - 1, samples + int(edges[-1] - edges[0])
+            if task and (samples >= TASK or n == len(self._blocks)):
+                self._reading.append(self._stream.threads.submit(self._fill_all, task, places))
+                task, samples = [], 0
         self._places, self._blocks = [], []
+
+    def _fill_all(self, task: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], places: Sequence[Any]) -> None:
+        """Read blocks one after another: of each the shard, the edges of its objects, those wanted, and where they go."""
+        for shard, edges, wanted, to in task:
+            self._fill(shard, edges, wanted, [(places[k][0][i:j], places[k][1][i:j]) for k, i, j in to.tolist()])
 
     def _fill(self, shard: int, edges: np.ndarray, wanted: np.ndarray, places: Sequence[tuple[memoryview, memoryview]]) -> None:
         """Read runs of a block's objects; the samples of one or two that are left out between them are read too, and dropped."""

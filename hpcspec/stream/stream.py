@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections import OrderedDict
@@ -27,7 +28,7 @@ TABLE_BYTES = 4 << 20  # the tables of open shards are kept if they are no large
 OPEN_WINDOWS, TABLES_AHEAD = 4, 2  # windows that objects are drawn from, and whose tables are read ahead of them
 RUN = 8  # objects that are drawn from a window at once
 PASSED = attrgetter("passed")
-READERS = 4  # threads
+READERS = max(2, min(4, len(os.sched_getaffinity(0))))  # threads; more than there are cores get in each other's way
 TASK = 1 << 22  # samples (32 MiB) that a thread reads at least before it is asked for more: each waking costs the planning
 log = logging.getLogger(__name__)
 

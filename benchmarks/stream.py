@@ -172,45 +172,46 @@ def plan(bench: Bench) -> None:
 
 
 def peers(bench: Bench) -> None:
-    """The stream beside others, over the same spectra in the page cache, all in turn."""
-    folder, paths = bench.mix, shards(bench.mix)
-    write_flat(paths, folder / "flat")
-    names = []
-    for name in PEERS:
-        skipped = measured("peers.py", "prepare", name, folder, python=bench.peer_python).get("skipped")
-        bench.lack(skipped, f"vs_{name}") if skipped else names.append(name)
-    os.sync()
+    """The stream beside others, each in turn with it, over the same spectra in the page cache."""
+    folder = bench.mix
+    write_flat(shards(folder), folder / "flat")
+    rates: dict[str, float] = {}
+    for name, (*_, place) in PEERS.items():
+        try:
+            skipped = measured("peers.py", "prepare", name, folder, python=bench.peer_python).get("skipped")
+            os.sync()
+            pairs = [] if skipped else [_beside(bench, name) for _ in range(bench.repeats)]
+        except RuntimeError as error:
+            skipped = str(error).splitlines()[-1]
+        if skipped:
+            bench.lack(skipped, f"vs_{name}")
+        else:
+            rates[name] = statistics.median(theirs for _, theirs in pairs)
+            ratios = [ours / theirs for ours, theirs in pairs]
+            bench.put(**{f"vs_{name}": statistics.median(ratios), f"vs_{name}_all": ratios})
+        later = [other[2] for other in list(PEERS.values())[list(PEERS).index(name) + 1 :]]
+        if place not in ("", "flat", *later):  # gigabytes each
+            shutil.rmtree(folder / place, ignore_errors=True)
+    bench.put(peers_spectra_per_s=rates)
+
+
+def _beside(bench: Bench, name: str) -> tuple[float, float]:
+    """Spectra/s of the stream and of a peer, one after the other.
+
+    Raises RuntimeError if their files don't stay in the page cache, or the peer doesn't read what there is.
+    """
+    folder, place = bench.mix, bench.mix / PEERS[name][2]
+    if reason := bench.not_warmed(shards(folder)):
+        raise RuntimeError(reason)
+    ours = measured("rank.py", "stream", folder)
+    files = [p for p in place.glob("**/*" if place != folder else "*.h5") if p.is_file() and p.stem != "wavelength"]
+    if reason := bench.not_warmed(files):
+        raise RuntimeError(reason)
+    theirs = measured("peers.py", "read", name, folder, python=bench.peer_python)
     ends = np.load(folder / "flat" / "offsets.npy")
-    ours: list[float] = []
-    theirs: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(bench.repeats):
-        if reason := bench.not_warmed(paths):
-            bench.say(f"peers: {reason}")
-            break
-        found = measured("rank.py", "stream", folder)
-        ours.append(found["spectra"] / found["seconds"])
-        for name in list(theirs):
-            place = folder / PEERS[name][2]
-            files = [p for p in place.glob("**/*" if place != folder else "*.h5") if p.is_file() and p.stem != "wavelength"]
-            if reason := bench.not_warmed(files):
-                bench.lack(reason, f"vs_{name}")
-                del theirs[name]
-                continue
-            try:
-                other = measured("peers.py", "read", name, folder, python=bench.peer_python)
-            except RuntimeError as error:
-                bench.lack(str(error), f"vs_{name}")
-                del theirs[name]
-                continue
-            if (other["spectra"], other["samples"]) != (len(ends) - 1, int(ends[-1])):
-                raise RuntimeError(f"{name} read {other}, not the {len(ends) - 1} spectra that there are")
-            theirs[name].append(other["spectra"] / other["seconds"])
-    if not ours:
-        return bench.lack("the shards don't stay in the page cache", *(f"vs_{name}" for name in names))
-    rates = {name: statistics.median(speeds) for name, speeds in theirs.items()}
-    bench.put(peers_spectra_per_s={"hpcspec": statistics.median(ours), **rates})
-    for name, speeds in theirs.items():
-        bench.put(**{f"vs_{name}": statistics.median(a / b for a, b in zip(ours, speeds, strict=False))})
+    if (theirs["spectra"], theirs["samples"]) != (len(ends) - 1, int(ends[-1])):
+        raise RuntimeError(f"{name} read {theirs}, not the {len(ends) - 1} spectra that there are")
+    return ours["spectra"] / ours["seconds"], theirs["spectra"] / theirs["seconds"]
 
 
 def on_disk(bench: Bench) -> None:
@@ -246,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python benchmarks/stream.py", description="Measure the stream and the shards.")
     parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="file for the figures")
     parser.add_argument("--folder", type=Path, help="for the data, which stay and are used again (default: a temporary one)")
-    parser.add_argument("--spectra", type=int, help="how many (default: 100,000, 45 GB with all peers; 5,000 with --quick)")
+    parser.add_argument("--spectra", type=int, help="how many (default: 100,000, 30 GB of disk; 5,000 with --quick)")
     parser.add_argument("--repeats", type=int, help="of what is compared (default: 5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="few spectra, once: whether it works, not how fast it is")
     parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="python in which the peers are installed")

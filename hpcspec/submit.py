@@ -15,8 +15,9 @@ from hpcspec.cluster.run import Release, Run, newest_trained, release
 from hpcspec.cluster.site import default_executor, load_site
 from hpcspec.cluster.stages import adapt_key, has_head, ingested, merge_key, pretrain_key, simulate_key, survey_settings
 from hpcspec.cluster.summary import show_status, show_summary
-from hpcspec.config import Config, load, load_survey
+from hpcspec.config import Config
 from hpcspec.config import Survey as SurveySection
+from hpcspec.config_files import load, load_survey
 from hpcspec.errors import UserError
 from hpcspec.surveys import SURVEYS, reader
 from hpcspec.surveys import labels as own_labels

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hpcspec.config import Config, Survey, config_folder, dump, load, load_survey, validated
+from hpcspec.config import Config, Survey
+from hpcspec.config_files import config_folder, dump, load, load_survey, validated
 from hpcspec.errors import UserError
 from hpcspec.surveys import SURVEYS
 

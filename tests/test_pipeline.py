@@ -20,7 +20,7 @@ from astropy.table import Table
 from hpcspec.adapt.train import split
 from hpcspec.catalog.schema import Flag, columns
 from hpcspec.cluster.stages import run_stage
-from hpcspec.config import load
+from hpcspec.config_files import load
 from hpcspec.shards.format import shard_paths
 from hpcspec.simulate import simulate
 from hpcspec.stream.index import open_index
@@ -185,7 +185,7 @@ def test_each_epoch_is_an_object_where_the_configuration_says_so(tiny: Tiny, sub
     code, _, said = submit("catalog", "--run", run, *settings, "--survey", "apogee", "--input", tmp_path / "files", "--output",
                            tmp_path / "out", "--executor", "debug")  # fmt: skip
     assert (code, said) == (0, "") and submit("validate", tmp_path / "out")[0] == 0
-    for path in (run / "shards/apogee", tmp_path / "out/work/shards/apogee"):
+    for path in (run / "shards" / "apogee", tmp_path / "out" / "work" / "shards" / "apogee"):
         assert sorted(open_index(shard_paths(path)).column("id")) == visits
     assert sorted(catalogue(tmp_path / "out", "apogee")["object_id"]) == visits
     code, _, said = submit("catalog", "--run", run, "--set", "surveys.sdss.epochs=true", "--survey", "sdss", "--input", folder)

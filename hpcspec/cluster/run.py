@@ -15,7 +15,8 @@ from typing import Any
 
 from hpcspec import __version__
 from hpcspec.atomic import read_json, write_json, write_text
-from hpcspec.config import Config, dump, load
+from hpcspec.config import Config
+from hpcspec.config_files import dump, load
 from hpcspec.errors import UserError
 
 DEPENDENCIES = ("torch", "deepspeed", "numpy", "h5py", "astropy", "mpi4py", "submitit", "pyarrow", "scikit-learn", "xgboost")

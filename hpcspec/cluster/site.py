@@ -8,7 +8,8 @@ import subprocess
 
 from pydantic import Field
 
-from hpcspec.config import Section, named_file, read_yaml, validated
+from hpcspec.config import Section
+from hpcspec.config_files import named_file, read_yaml, validated
 from hpcspec.errors import UserError
 
 

@@ -18,7 +18,8 @@ import submitit
 from hpcspec.atomic import file_hash
 from hpcspec.cluster.run import Release, Run, digest, files_key, release, versions
 from hpcspec.comm import on_root, world
-from hpcspec.config import Config, Survey, named_file, read_yaml, validated
+from hpcspec.config import Config, Survey
+from hpcspec.config_files import named_file, read_yaml, validated
 from hpcspec.errors import Stopped, UserError
 from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import ingest, ingest_units

@@ -26,7 +26,7 @@ def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
     """Endless packs of at most `budget` tokens (or one object), each with the state of the stream behind it.
 
     What goes into which pack follows from the tables of the shards alone and is planned ahead of the reading, so that the
-    samples of a block are read at once, by one of a few threads, straight to where they belong in this and later packs.
+    samples of its blocks are read by a few threads, many at a time, straight to where they belong in this and later packs.
     """
     memory = Memory(budget * stream.patch, pin)
     planned: deque[tuple[Packed, list[Window]]] = deque()

@@ -119,7 +119,7 @@ class Window:
 
     def assign(self, count: int, values: memoryview, ivars: memoryview, at: int) -> None:
         """Say where the samples of its next objects go: from sample `at` on in memory for values and for ivar. When all places
-        are known the blocks are read, each at once."""
+        are known the blocks are read, some at a time by each of a few threads."""
         self._places.append((values, ivars, at, count))
         self._unplaced -= count
         if not self._unplaced:

@@ -13,7 +13,7 @@ import pytest
 from hpcspec.cluster.executors import Step, sbatch_text
 from hpcspec.cluster.run import Run
 from hpcspec.cluster.site import Resources, Site
-from hpcspec.config import load
+from hpcspec.config_files import load
 from hpcspec.submit import main
 from hpcspec.surveys import SURVEYS
 from tests.cluster.project import scripts

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from hpcspec.config import Model, config_folder, load
+from hpcspec.config import Model
+from hpcspec.config_files import config_folder, load
 from hpcspec.model.attention import Packing
 from hpcspec.model.spectral import Sinusoids, SpectralModel, likelihood
 from hpcspec.stream.batches import Batch

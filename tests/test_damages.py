@@ -235,7 +235,7 @@ def test_a_damaged_file_costs_its_own_objects_at_most(name: str, start: int, tri
 def test_there_are_enough_damages() -> None:
     assert sum(len(sample(name)) for name in KINDS) >= 300
     assert {d.name for name in KINDS for d in sample(name)} >= CAUGHT | REQUIRED
-    assert {kind.survey for kind in KINDS.values()} >= SURVEYS.keys() - {"generic"}
+    assert {kind.survey for kind in KINDS.values()} >= SURVEYS.keys() - {"generic", "simulated"}  # a recipe holds no samples
 
 
 @pytest.fixture()

@@ -33,11 +33,12 @@ def truth(survey: str, seed: int, index: int) -> Object:
         "amplitude": float(10 ** rng.uniform(0.3, 2.3)),
     }
     if shared or survey in STARS_ONLY or pick < 0.375:
-        return _star(rng, place)
+        return star(rng, place)
     return _galaxy(rng, place) if pick < 0.75 else _quasar(rng, place)
 
 
-def _star(rng: np.random.Generator, place: dict[str, float]) -> Star:
+def star(rng: np.random.Generator, place: dict[str, float]) -> Star:
+    """A giant, dwarf or turn-off star of the disc or the halo."""
     halo = rng.random() < 0.15
     fe_h = float(np.clip(rng.normal(-1.2, 0.4) if halo else rng.normal(-0.15, 0.25), -2.0, 0.5))
     if rng.random() < 0.45:  # red-giant branch

@@ -14,6 +14,7 @@ APOGEE_START, APOGEE_STEP, APOGEE_PIXELS = 4.179, 6e-6, 8575
 CHIPS = {"a": (322, 3242), "b": (3648, 6048), "c": (6412, 8306)}  # first and last+1 pixel, blue to red
 HERMES = {"1": (4713.6, 0.0460), "2": (5649.0, 0.0547), "3": (6478.0, 0.0631), "4": (7585.3, 0.0735)}  # air Å: start, step
 HERMES_PIXELS = 4096
+LOW_STEP, LOW_FIRST = 3e-4, 11894
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,12 @@ def sdss() -> Instrument:
     wavelength = 10 ** (1e-4 * np.arange(35500, 40180))  # 3548 to 10420 Å; a slice that would reach further ends there
     arm = _optical("SDSS", wavelength, _gauss(2000, wavelength))
     return Instrument("sdss", (arm,), (3, 60), 0.5, window=(0, 350, 3800, 4600))
+
+
+def low_resolution() -> Instrument:
+    """A survey of point sources, 3700 to 9000 Å on the log10 grid of LOW_STEP, R about 700."""
+    wavelength = 10 ** (LOW_STEP * np.arange(LOW_FIRST, LOW_FIRST + 1288))
+    return Instrument("low", (_optical("low", wavelength, _gauss(700, wavelength)),), (5, 60), 0.5)
 
 
 def desi() -> Instrument:

@@ -147,7 +147,11 @@ class Object(ABC):
         """
         shift = 1.0 if frame == "rest" else 1 + self.z
         spectrum = self.rest(wavelength / shift, lsf / shift)
-        return self.amplitude / self.level() * spectrum * reddening(wavelength, self.ebv)
+        return self.amplitude / self.level() * spectrum * self.transmission(wavelength)
+
+    def transmission(self, wavelength: np.ndarray) -> np.ndarray:
+        """The share of light (n,) that interstellar dust lets through at observed wavelengths (n,), Å."""
+        return reddening(wavelength, self.ebv)
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class Star(Object):
     def continuum(self, wavelength: np.ndarray) -> np.ndarray:
         """The flux (n,) without lines, 1e-17 erg/s/cm²/Å, at observed vacuum wavelengths (n,), Å."""
         shape = stellar_continuum(wavelength / (1 + self.z), self.atmosphere)
-        return self.amplitude / self.level() * shape * reddening(wavelength, self.ebv)
+        return self.amplitude / self.level() * shape * self.transmission(wavelength)
 
 
 @dataclass(frozen=True)

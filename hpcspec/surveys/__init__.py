@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 GROUP = "hpcspec.surveys"
 SURVEYS = {
     name: f"hpcspec.surveys.{name}"
-    for name in ("sdss", "desi", "apogee", "galah", "lamost", "gaia", "asassn", "asas", "eros", "light_curves", "generic")
-}
+    for name in ("sdss", "desi", "apogee", "galah", "lamost", "gaia", "asassn", "asas", "eros", "light_curves", "simulated",
+                 "generic")
+}  # fmt: skip
 MULTIMODAL = frozenset({"sdss", "desi", "apogee", "galah", "gaia"})  # also read as Multimodal Universe
 
 

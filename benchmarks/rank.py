@@ -45,14 +45,16 @@ def stream(folder: str, rank: str = "0", size: str = "1") -> Measure:
     from hpcspec.stream.batches import packs
     from hpcspec.stream.index import open_index
     from hpcspec.stream.stream import Stream
+    from hpcspec.stream.vocabulary import Vocabulary
 
     training, patch = Training(), Model().patch
+    words = Vocabulary(patch)
     budget, lanes = training.tokens_per_batch, len(range(int(rank), training.lanes, int(size)))
 
     def measure() -> dict[str, Any]:
         began = time.monotonic()
         index = open_index(shard_paths(Path(folder)))
-        of = Stream(index, 1, training.lanes, training.block, training.shuffle_blocks, patch=patch, rank=int(rank),
+        of = Stream(index, 1, training.lanes, training.block, training.shuffle_blocks, vocabulary=words, rank=int(rank),
                     size=int(size))  # fmt: skip
         wanted = len(index) * lanes // training.lanes
         spectra = samples = 0
@@ -66,7 +68,7 @@ def stream(folder: str, rank: str = "0", size: str = "1") -> Measure:
         ended = time.monotonic()
         of.close()
         patches, number = sum(int((-(-edges.diff() // patch)).sum()) for edges in segments), len(segments)
-        tokens = patches + spectra  # one token for each object's scalars
+        tokens = patches + 3 * spectra  # each object's own token and the two scalars of its spectra
         return {"spectra": spectra, "bytes": 8 * samples, "seconds": ended - began, "began": began, "ended": ended,
                 "first_s": first, "packs": number, "useful": tokens / number / budget, "filled": samples / patches / patch,
                 "shards": len(index.shards)}  # fmt: skip
@@ -85,8 +87,10 @@ def plan(folder: str) -> Measure:
     from hpcspec.shards.shard import describe
     from hpcspec.stream.index import DataIndex
     from hpcspec.stream.stream import Stream
+    from hpcspec.stream.vocabulary import Vocabulary
 
     training, patch = Training(), Model().patch
+    words = Vocabulary(patch)
     like = [describe(path) for path in shard_paths(Path(folder))]
 
     class FirstReadError(Exception):
@@ -105,7 +109,7 @@ def plan(folder: str) -> Measure:
         index = DataIndex(tuple(shards))
         held = memory_mib("VmRSS")
         began = time.monotonic()
-        of = Stream(index, 1, training.lanes, training.block, training.shuffle_blocks, patch=patch)
+        of = Stream(index, 1, training.lanes, training.block, training.shuffle_blocks, vocabulary=words)
         of.reader.read = read  # type: ignore[method-assign, assignment]
         try:
             of.next()

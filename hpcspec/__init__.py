@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hpcspec.trained import load, observations, spectrum
+    from hpcspec.trained import light_curve, load, observations, scalars, spectrum, together
 
-__all__ = ["load", "observations", "spectrum"]
+__all__ = ["light_curve", "load", "observations", "scalars", "spectrum", "together"]
 __version__ = "0.1.0"
 
 # Read when torch loads OpenMP: threads that wait sleep instead of spinning. On a machine that others use too, spinning threads

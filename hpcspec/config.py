@@ -66,8 +66,14 @@ class Ingest(Section):
 class Model(Section):
     """Size of the model; parameters grow as 12·width² a layer."""
 
+    inputs: tuple[Literal["spectra", "curves", "scalars"], ...] = Field(default=("spectra", "curves", "scalars"), min_length=1)
+    """Kinds of measurement that are read; what an object doesn't have costs nothing."""
+    ignore: tuple[str, ...] = ()
+    """Scalars that are not read, such as those that are labels too."""
     patch: int = Field(default=32, ge=1)
     """Contiguous native pixels in a token."""
+    epochs: int = Field(default=4, ge=1)
+    """Epochs of one band in a token."""
     width: int = Field(default=160, ge=8)
     layers: int = Field(default=4, ge=1)
     """Self-attention blocks of the encoder."""
@@ -75,7 +81,7 @@ class Model(Section):
     """Cross-attention blocks of the query decoder."""
     heads: int = Field(default=4, ge=1)
     frequencies: int = Field(default=80, ge=4)
-    """Sinusoids of the wavelength embedding, in λ and in ln λ each."""
+    """Sinusoids of the embedding of wavelengths, in λ and in ln λ each, and of times."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -118,10 +124,16 @@ class Training(Section):
     weight_decay: float = Field(default=0.05, ge=0)
     clip: float = Field(default=1.0, gt=0)
     """Bound of the gradient norm."""
-    mask: float = Field(default=0.5, gt=0, lt=1)
-    """Share of each object's tokens that is hidden and asked for."""
+    mask: float | tuple[float, float] = 0.5
+    """Share of each object's tokens that is hidden and asked for, or its least and most; 0 hides nothing and asks for all."""
+    hide_whole: float = Field(default=0.2, ge=0, le=1)
+    """Of the objects with several spectra, bands or scalars, the share of which one whole of these is hidden instead."""
     summary_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the queries that must also be answered from the summary alone, which makes it a good embedding."""
+    contrastive: float = Field(default=0.1, ge=0)
+    """Weight of the agreement of the summaries of spectra, light curves and scalars of one object; 0 leaves it out."""
+    reconstruction: float = Field(default=1.0, ge=0)
+    """Weight of the likelihood of what is asked for; 0 leaves it out."""
     activation_checkpointing: bool = False
     lanes: int = Field(default=16, ge=1)
     """Virtual lanes of the stream; at least as many as ranks. The order of the data depends on it."""
@@ -150,6 +162,20 @@ class Training(Section):
     threads: int = Field(default=1, ge=1)
     """CPU threads of a rank where there is no GPU."""
 
+    @model_validator(mode="after")
+    def _shares(self) -> Training:
+        least, most = self.masks
+        if not 0 <= least <= most < 1:
+            raise ValueError(f"mask {self.mask} is not a share, or a lower and a higher one, from 0 to below 1")
+        if not self.reconstruction and not self.contrastive:
+            raise ValueError("reconstruction and contrastive are both 0: there is nothing to learn")
+        return self
+
+    @property
+    def masks(self) -> tuple[float, float]:
+        """The least and the most of `mask`."""
+        return self.mask if isinstance(self.mask, tuple) else (self.mask, self.mask)
+
     def says(self) -> dict[str, Any]:
         """The settings that the weights depend on."""
         how = {"threads", "ranks", "log_every", "keep", "prefetch", "save_every", "max_nonfinite", "changed_data"}
@@ -159,8 +185,10 @@ class Training(Section):
 class Adapt(Section):
     """Heads for classes and parameters on the pretrained encoder."""
 
-    mode: Literal["frozen", "full"] = "frozen"
-    """Train the head alone, or head and encoder."""
+    mode: Literal["frozen", "low_rank", "full"] = "frozen"
+    """Train the head alone, the head and low-rank changes of the encoder's layers, or head and encoder."""
+    rank: int = Field(default=8, ge=1)
+    """Rank of the changes with mode: low_rank."""
     steps: int = Field(default=4000, ge=1)
     """Optimizer steps; with the token budget they set the cost, whatever the number of labels."""
     minutes: float | None = Field(default=None, gt=0)
@@ -168,14 +196,19 @@ class Adapt(Section):
     tokens_per_batch: int = Field(default=2048, ge=64)
     """Token budget of a step. Small batches learn more from the same number of spectra."""
     lr: float = Field(default=1e-3, gt=0)
-    encoder_lr: float = Field(default=5e-4, gt=0)
-    """Learning rate of the encoder with mode: full."""
+    """Learning rate of AdamW: of the head, and of what is no matrix of the encoder."""
+    matrix_lr: float = Field(default=2e-3, gt=0)
+    """Learning rate of Muon with mode: full, for the matrices of hidden layers."""
+    average: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the running average of the weights, which is what is kept (not mode: frozen); 0 keeps the last."""
     weight_decay: float = Field(default=0.05, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     noise: float = Field(default=0.5, ge=0)
-    """Training adds noise of up to this many σ to every pixel (mode: full)."""
+    """Training adds noise of up to this many σ to every measurement (mode: low_rank and full)."""
     drop_tokens: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the tokens left out at random in training (mode: full)."""
+    """Share of the tokens left out at random in training (mode: low_rank and full)."""
+    drop_kinds: float = Field(default=0.0, ge=0, lt=1)
+    """Chance to leave out, in training, all but one kind of measurement of an object that has several (not mode: frozen)."""
     held_out: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of the sky kept from pretraining and adaptation, for the figures in the summary."""
     calibration: float = Field(default=0.1, gt=0, lt=0.5)
@@ -197,7 +230,9 @@ class Catalog(Section):
     low_sn: float = Field(default=5.0, ge=0)
     """Objects with a median S/N below this are flagged LOW_SN."""
     few_pixels: int = Field(default=500, ge=0)
-    """Objects with fewer valid pixels than this are flagged FEW_PIXELS."""
+    """Objects with spectra of fewer valid pixels than this are flagged FEW_PIXELS."""
+    few_epochs: int = Field(default=10, ge=0)
+    """Objects without spectra, with light curves of fewer valid epochs than this, are flagged FEW_PIXELS."""
     ambiguous: float = Field(default=0.6, ge=0, le=1)
     """Objects whose most probable class has less than this are flagged CLASS_AMBIGUOUS."""
 

@@ -37,7 +37,8 @@ def named_file(group: str, name: str) -> Path:
     else:
         path = config_folder() / group / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in (config_folder() / group).glob("*.yaml"))
+        folder = config_folder() / group
+        known = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
         raise UserError(f"no configuration {name!r} in {path.parent}: known are {', '.join(known) or 'none'}")
     return path
 

@@ -1,10 +1,11 @@
-"""A trained run from Python: embeddings, classes and parameters, spectra at other wavelengths, nearest neighbours."""
+"""A trained run from Python: embeddings, classes and parameters, whatever else the model can say, nearest neighbours."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,20 @@ from hpcspec.catalog.task import Predictor
 from hpcspec.cluster.run import Run
 from hpcspec.config import Config
 from hpcspec.errors import UserError
-from hpcspec.model.attention import Packing
+from hpcspec.model.unified import Answers, Questions
 from hpcspec.shards.objects import collect
+from hpcspec.shards.variability import with_variability
+from hpcspec.stream.batch import Batch
 from hpcspec.stream.packing import layout, pack
-from hpcspec.stream.tokens import SCALARS, Batch, tokenize
+from hpcspec.stream.tokens import tokenize
+from hpcspec.stream.vocabulary import DERIVED, KINDS, OF_CURVE, OF_SPECTRUM, PERIOD
 from hpcspec.surveys import discover, read
 from hpcspec.surveys.grids import table_grid
-from hpcspec.surveys.observation import BadObject, Observation, check, make_arm
+from hpcspec.surveys.observation import BadObject, Observation, check, make_arm, make_curve
 
 log = logging.getLogger(__name__)
 TOGETHER = 64  # objects
-SCALE = SCALARS.index("log10_flux_scale")
+NOWHERE = float("nan")
 
 
 def load(run: str | Path) -> Trained:
@@ -48,7 +52,35 @@ def spectrum(wavelength: np.ndarray, flux: np.ndarray, ivar: np.ndarray, object_
         arm = make_arm("spectrum", table_grid(np.asarray(wavelength, np.float64)), 0, flux, ivar)
     except BadObject as error:
         raise UserError(f"{object_id}: {error}") from error
-    return Observation(object_id, "", float("nan"), float("nan"), (arm,), "")
+    return Observation(object_id, "", NOWHERE, NOWHERE, (arm,), "")
+
+
+def light_curve(band: str, time: np.ndarray, value: np.ndarray, error: np.ndarray, unit: str = "mag",
+                object_id: str = "light curve") -> Observation:  # fmt: skip
+    """An object of one light curve: the name of its band, as its survey's reader gives it, times, days, values in `unit` and
+    their errors.
+
+    Raises UserError if they can't be a light curve.
+    """
+    try:
+        curve = make_curve(band, time, np.asarray(value), error, unit=unit)
+    except BadObject as error_:
+        raise UserError(f"{object_id}: {error_}") from error_
+    return Observation(object_id, "", NOWHERE, NOWHERE, curves=(curve,))
+
+
+def scalars(values: Mapping[str, float | tuple[float, float]], object_id: str = "scalars") -> Observation:
+    """An object of scalars: name to value, or to value and error."""
+    pairs = {name: value if isinstance(value, tuple) else (value, float("nan")) for name, value in values.items()}
+    return Observation(object_id, "", NOWHERE, NOWHERE, scalars=pairs)
+
+
+def together(*measurements: Observation) -> Observation:
+    """One object of all these measurements of it; identifier and position are those of the first."""
+    arms, curves = (tuple(x for one in measurements for x in getattr(one, name)) for name in ("arms", "curves"))
+    of_all = {name: value for one in measurements for name, value in one.scalars.items()}
+    unit = next((one.flux_unit for one in measurements if one.arms), "")
+    return replace(measurements[0], arms=arms, curves=curves, scalars=of_all, flux_unit=unit)
 
 
 def observations(survey: str, folder: str | Path) -> Iterator[Observation]:
@@ -69,6 +101,7 @@ class Trained:
 
     def __init__(self, config: Config, predictor: Predictor):
         self.config, self._predictor = config, predictor
+        self._words = predictor.model.vocabulary
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,20 +122,49 @@ class Trained:
                     some[i] = check(one)
                 except BadObject as error:
                     raise UserError(f"{one.object_id}: {error}") from error
-                if not one.arms or one.curves:
-                    raise UserError(f"{one.object_id}: the model reads spectra only")
-            together = collect([(one, 0, row) for row, one in enumerate(some)], [""])
-            parts = [layout([together], np.arange(len(some)), self.config.model.patch)]
-            batch = tokenize(pack(parts, [0], torch.from_numpy(together.samples)), self.config.model.patch)
+                self._known(one)
+            gathered = collect([(with_variability(one), 0, row) for row, one in enumerate(some)], [""])
+            parts = [layout([gathered], np.arange(len(some)), self._words)]
+            batch = tokenize(pack(parts, [0], torch.from_numpy(gathered.samples)), self._words)
+            if empty := [i for i, n in zip(batch.objects.tolist(), batch.lengths, strict=True) if n == 1]:
+                raise UserError(f"{some[empty[0]].object_id}: no good sample of what the model reads ({self._reads()})")
             yield some, np.argsort(batch.objects), batch
 
-    def embed(self, objects: Iterable[Observation]) -> np.ndarray:
-        """(n, D) float32: one vector per object, the same as in the catalogue's file of embeddings.
+    def _known(self, one: Observation) -> None:
+        """Raise UserError if the model can read nothing of an object; what it can't read of it is logged."""
+        words = self._words
+        lost = [f"light curve {c.band} in {c.unit}" for c in one.curves if f"{c.band} {c.unit}" not in words.bands]
+        lost += [f"scalar {name}" for name in one.scalars if name not in words.measured]
+        lost += ["spectra"] * bool(one.arms and "spectra" not in words.inputs)
+        if len(lost) == len(one.curves) + len(one.scalars) + bool(one.arms):
+            raise UserError(f"{one.object_id}: the model was not trained on its {', '.join(lost)}; it reads {self._reads()}")
+        if lost:
+            log.warning("%s: the model was not trained on its %s", one.object_id, ", ".join(lost))
 
-        Raises UserError for an object without a good pixel.
+    def _reads(self) -> str:
+        words = self._words
+        measured = [name for name in words.measured if not name.startswith(DERIVED)]
+        return ", ".join(["spectra"] * ("spectra" in words.inputs) + [*words.bands, *measured])
+
+    def embed(self, objects: Iterable[Observation], kind: str | None = None) -> np.ndarray:
+        """(n, D) float32: one vector per object, the same as in the catalogue's file of embeddings; or, with kind "spectra",
+        "curves" or "scalars", that of these measurements alone, in the space where kinds of one object are near each other.
+
+        Raises UserError for an object without a good measurement (of that kind).
         """
-        found = [self._predictor(batch)["embedding"][order] for _, order, batch in self._batches(objects)]
-        return np.concatenate(found) if found else np.zeros((0, self.config.model.width), np.float32)
+        found = [np.zeros((0, self._predictor.model.config.width), np.float32)]
+        if kind is not None and kind not in KINDS[1:]:
+            raise UserError(f"kind {kind!r}: one of {', '.join(KINDS[1:])}")
+        for some, order, batch in self._batches(objects):
+            if kind is None:
+                found.append(self._predictor(batch)["embedding"][order])
+                continue
+            with torch.inference_mode():
+                found.append(self._predictor.model.summary_of(batch, KINDS.index(kind)).numpy()[order])
+            if np.isnan(found[-1]).any():
+                lost = some[int(np.isnan(found[-1]).any(1).argmax())]
+                raise UserError(f"{lost.object_id} has no {kind} that the model reads")
+        return np.concatenate(found)
 
     def predict(self, objects: Iterable[Observation], names: Sequence[str] | None = None) -> Table:
         """A row per object: object_id, class and its probabilities, and of each parameter (all, or those of these names) value
@@ -135,11 +197,12 @@ class Trained:
 
     def generate(self, objects: Iterable[Observation], wavelengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Flux and error (n, w) of each object at these vacuum wavelengths (w,), Å, ascending and about evenly spaced over a
-        patch of pixels, in the unit of its own flux: what the model expects, whatever the object's own grid.
+        patch of pixels: what the model expects, whatever the object's own grid. Both are in the unit of the object's own flux;
+        of an object without a spectrum, in units of the flux's median.
 
-        Raises UserError for wavelengths that are none, and for an object without a good pixel.
+        Raises UserError for wavelengths that are none, and for an object that the model can't read.
         """
-        w, patch = np.asarray(wavelengths, np.float64), self.config.model.patch
+        w, patch = np.asarray(wavelengths, np.float64), self._words.patch
         if w.ndim != 1 or not len(w) or not np.isfinite(w).all() or w[0] <= 0 or (np.diff(w) <= 0).any():
             raise UserError("wavelengths are one ascending array of positive numbers, Å")
         starts = np.arange(0, len(w), patch)
@@ -147,18 +210,80 @@ class Trained:
         size = np.minimum(starts + patch, len(w)) - starts
         step = np.where(size > 1, (high - low) / np.maximum(size - 1, 1), 1.0)
         asked = torch.from_numpy(np.stack([(low + high) / 2, step], axis=1).astype(np.float32))
-        flux: list[np.ndarray] = []
-        error: list[np.ndarray] = []
-        model = self._predictor.model
+        found = [np.zeros((2, 0, len(w)), np.float32)]
+        for order, batch, answers in self._answers(objects, coordinates=asked):
+            scale = self._own(batch, OF_SPECTRUM[0], 0.0)[order]
+            found.append(10.0 ** scale[:, None] * np.stack([x[order, : len(w)] for x in _apart(answers.spectra, len(batch))]))
+        flux, error = np.concatenate(found, axis=1)
+        return flux, error
+
+    def generate_light_curve(self, objects: Iterable[Observation], band: str, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Value and error (n, t) of each object in a band (with its unit, "V mag") at these days (t,) since its own first
+        epoch: what the model expects. Of an object without that band, about its level and in units of its amplitude.
+
+        Raises UserError for an unknown band, and for an object that the model can't read.
+        """
+        if band not in self._words.bands:
+            raise UserError(f"band {band!r}: the model knows {', '.join(self._words.bands) or 'none'}")
+        days = np.asarray(days, np.float64)
+        if days.ndim != 1 or not np.isfinite(days).all():
+            raise UserError("days are one array of finite numbers")
+        when = torch.from_numpy(days).float()
+        found = [np.zeros((2, 0, len(when)), np.float32)]
+        for order, batch, answers in self._answers(objects, days=when, band=self._words.bands.index(band)):
+            level, amplitude = (self._own(batch, f"{name} {band}", 0.0)[order, None] for name in OF_CURVE)
+            mean, error = (x[order] * 10.0**amplitude for x in _apart(answers.curves, len(batch)))
+            found.append(np.stack([mean + level, error]))
+        value, error = np.concatenate(found, axis=1)
+        return value, error
+
+    def generate_scalars(self, objects: Iterable[Observation], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Value and error (n, k) of scalars of these names (k,): what the pretrained model expects of each object.
+
+        Raises UserError for an unknown name, and for an object that the model can't read.
+        """
+        known = self._words.names[1:]
+        for name in names:
+            if name not in known:
+                raise UserError(f"the model knows no scalar {name!r}: it knows {', '.join(known)}")
+        asked = torch.tensor([self._words.names.index(name) for name in names])
+        found = [np.zeros((2, 0, len(names)), np.float32)]
+        for order, batch, answers in self._answers(objects, names=asked):
+            mean, error = (torch.from_numpy(x).flatten() for x in _apart(answers.scalars, len(batch)))
+            measured = self._predictor.model.embed_scalar.measured(asked.repeat(len(batch)), mean, error)
+            found.append(np.stack([x.numpy().reshape(len(batch), -1)[order] for x in measured]))
+        value, error = np.concatenate(found, axis=1)
+        return value, error
+
+    def _answers(self, objects: Iterable[Observation], names: torch.Tensor | None = None, coordinates: torch.Tensor | None = None,
+                 days: torch.Tensor | None = None, band: int = 0) -> Iterator[tuple[np.ndarray, Batch, Answers]]:  # fmt: skip
+        """The same questions about each object: the order that undoes that of the batch, the batch and the answers."""
+        model, none = self._predictor.model, torch.zeros(0)
+        name, where, when = (none.long() if names is None else names, torch.zeros(0, 2) if coordinates is None else coordinates,
+                             none if days is None else days)  # fmt: skip
         for _, order, batch in self._batches(objects):
+            n = len(batch)
+            owners = [torch.arange(n).repeat_interleave(len(x)) for x in (name, where, when)]
+            phases = self._phases(batch, when)
+            asked = Questions(name.repeat(n), where.repeat(n, 1), when.repeat(n), phases, torch.full((n * len(when),), band),
+                              (owners[0], owners[1], owners[2]))  # fmt: skip
             with torch.inference_mode():
-                encoded, n = model.encode(batch), len(batch)
-                mean, log_variance = model.decode(asked.repeat(n, 1), Packing((len(asked),) * n), encoded.tokens, encoded.packing)
-            scale = 10.0 ** batch.scalars[:, SCALE].numpy()[order, None]
-            for into, values in ((flux, mean), (error, (0.5 * log_variance).exp())):
-                into.append(scale * values.numpy().reshape(n, -1)[order, : len(w)])
-        empty = np.zeros((0, len(w)), np.float32)
-        return np.concatenate([empty, *flux]), np.concatenate([empty, *error])
+                encoded = model.encode(batch)
+                yield order, batch, model.answer(asked, encoded.tokens, encoded.packing)
+
+    def _phases(self, batch: Batch, days: torch.Tensor) -> torch.Tensor:
+        """(n·t,) phases of days (t,) at the period of each object, NaN where it isn't known."""
+        if self._words.period is None:
+            return torch.full((len(batch) * len(days),), torch.nan)
+        period = 10.0 ** torch.from_numpy(self._own(batch, PERIOD, np.nan))
+        return ((days / period[:, None]) % 1).flatten().float()
+
+    def _own(self, batch: Batch, name: str, absent: float) -> np.ndarray:
+        """(n,) value of a scalar of each object."""
+        out = np.full(len(batch), absent)
+        of_name = batch.scalars.name == self._words.names.index(name)
+        out[batch.owners[0][of_name].numpy()] = batch.scalars.value[of_name].numpy()
+        return out
 
     def search(self, embedding: np.ndarray, among: np.ndarray, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """The rows of `among` (m, D) that are most like each row of `embedding` (n, D), most alike first, and their cosine
@@ -168,3 +293,9 @@ class Trained:
         fitted = NearestNeighbors(n_neighbors=min(count, len(among)), metric="cosine", algorithm="brute").fit(among)
         distance, rows = fitted.kneighbors(embedding)
         return rows, (1 - distance).astype(np.float32)
+
+
+def _apart(answer: tuple[torch.Tensor, torch.Tensor], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and error (n, …) of a batch of n objects from mean and log variance one after another."""
+    mean, log_variance = (x.reshape(count, -1).numpy() for x in answer)
+    return mean, np.exp(0.5 * log_variance)

@@ -12,12 +12,14 @@ import torch
 from hpcspec.shards.format import write_shard
 from hpcspec.shards.objects import Objects, collect
 from hpcspec.shards.shard import Shard
+from hpcspec.stream.batch import Batch, Tokens, apart
 from hpcspec.stream.index import DataIndex, open_index
 from hpcspec.stream.packing import Packed, layout, pack
-from hpcspec.stream.tokens import Batch, tokenize
+from hpcspec.stream.tokens import Hiding, tokenize
+from hpcspec.stream.vocabulary import PERIOD, Vocabulary
 from hpcspec.surveys.base import FLAM
 from hpcspec.surveys.grids import Grid, table_grid
-from hpcspec.surveys.observation import Arm, Observation, make_arm
+from hpcspec.surveys.observation import Arm, Curve, Observation, make_arm, make_curve
 
 # Every kind of wavelength grid, with a first pixel in the optical.
 GRIDS: dict[str, tuple[Grid, int]] = {
@@ -28,6 +30,7 @@ GRIDS: dict[str, tuple[Grid, int]] = {
     "table": (table_grid(4000 * 1.0002 ** np.arange(3000) + 0.1 * np.sin(np.arange(3000))), 7),
 }
 INPUTS = "0123456789abcdef"
+WORDS = Vocabulary(8, 4, bands=("R mag", "V mag"), measured=(PERIOD, "parallax", "teff"))
 
 
 def make(grid: str, pixels: int, seed: Sequence[int] = (0,), name: str = "") -> Arm:
@@ -52,15 +55,54 @@ def objects_of(ones: Sequence[Observation]) -> Objects:
     return collect([(one, 0, row) for row, one in enumerate(ones)], ["a.fits"])
 
 
-def packed(ones: Sequence[Observation], epoch: int = 0) -> Packed:
+def curve(number: int = 0, count: int = 20, band: str = "V") -> Curve:
+    """A light curve with noise of its own; one epoch in ten is bad."""
+    rng = np.random.default_rng([number, 2, ord(band)])
+    times = 2_450_000 + np.sort(rng.uniform(0, 2000, count))
+    return make_curve(band, times, rng.normal(14, 0.2, count), rng.uniform(0.01, 0.1, count), rng.random(count) < 0.1)
+
+
+def star(number: int = 0, pixels: int = 60, count: int = 14) -> Observation:
+    """An object with all that `WORDS` names: a spectrum, light curves in two bands, and scalars, a period among them."""
+    known = {"teff": (5000.0 + 10 * number, 50.0), "parallax": (1.0 + number, 0.1), PERIOD: (0.1 * number - 0.3, np.nan)}
+    return spectrum(number, pixels=pixels, curves=(curve(number, count), curve(number, count // 2, "R")), scalars=known)
+
+
+def words(patch: int, epochs: int = 4) -> Vocabulary:
+    """`WORDS` with tokens of these sizes."""
+    return Vocabulary(patch, epochs, WORDS.inputs, WORDS.bands, WORDS.measured)
+
+
+def packed(ones: Sequence[Observation], epoch: int = 0, of: Vocabulary = WORDS) -> Packed:
     """All these objects in one pack, numbered in the given order."""
     objects = objects_of(ones)
-    return pack([layout([objects], np.arange(len(ones)), 32)], [epoch], torch.from_numpy(objects.samples))
+    return pack([layout([objects], np.arange(len(ones)), of)], [epoch], torch.from_numpy(objects.samples))
 
 
-def batch(ones: Sequence[Observation], patch: int, mask: float = 0.0) -> Batch:
+def batch(ones: Sequence[Observation], of: Vocabulary = WORDS, mask: float = 0.0) -> Batch:
     """All these objects in one batch, numbered in the given order, a share `mask` of their tokens hidden."""
-    return tokenize(packed(ones), patch, mask)
+    return tokenize(packed(ones, of=of), of, Hiding(mask, mask))
+
+
+def tokens_of(one: Observation, of: Vocabulary = WORDS) -> Tokens:
+    """The tokens of an object, made alone."""
+    return apart(batch([one], of))[0]
+
+
+def tensors(of: Batch) -> dict[str, torch.Tensor]:
+    """All tensors of a batch by name: "spectra.values" and so on, and order, kind and hidden."""
+    groups = {f"{group}.{name}": x for group in ("scalars", "spectra", "curves")
+              for name, x in getattr(of, group)._asdict().items()}  # fmt: skip
+    return groups | {name: getattr(of, name) for name in ("order", "kind", "hidden")}
+
+
+def assert_same(one: Tokens, other: Tokens) -> None:
+    """To the last bit, and of the same types."""
+    for a, b in zip(one.groups, other.groups, strict=True):
+        for name in a._fields:
+            x, y = getattr(a, name), getattr(b, name)
+            assert x.dtype == y.dtype and x.shape == y.shape, name
+            np.testing.assert_array_equal(x, y, err_msg=name)
 
 
 def shard(path: Path, spectra: Iterable[Observation], compression: str = "none", survey: str = "sdss") -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import ingest
@@ -30,7 +31,7 @@ SPECTRA = 640
 @pytest.fixture(scope="module")
 def programs() -> Iterator[dict[str, ModuleType]]:
     """The modules of the folder, which find each other by being in it."""
-    names = ("disk", "peers", "processes", "survey_mix")
+    names = ("disk", "model", "peers", "processes", "survey_mix")
     sys.path.insert(0, str(BENCHMARKS))
     try:
         yield {name: importlib.import_module(name) for name in names}
@@ -152,3 +153,27 @@ def test_the_multimodal_layout_is_the_readers(tmp_path: Path, programs: dict[str
         assert isinstance(one, Observation) and one.object_id == original.object_id
         good = [np.concatenate([a.flux[a.ivar > 0] for a in of.arms]) for of in (one, original)]
         assert np.array_equal(*good)
+
+
+def test_the_model_s_figures_are_all_there(folder: Path) -> None:
+    """But those that need a GPU or the peer's package."""
+    out = folder / "model.json"
+    command = [sys.executable, str(BENCHMARKS / "model.py"), "--json", str(out), "--folder", str(folder / "model"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert {"packed_vs_padded", "deepspeed_overhead", "train_spectra_s", "embed_spectra_s"} <= set(found)
+    assert not {"embed_vs_aion_codec", "mfu_base"} & set(found)
+    assert found["packed_vs_padded"] > 1 and found["train_spectra_s"] > 0 and found["embed_spectra_s"] > 0
+
+
+def test_padded_batches_hold_as_many_objects_of_the_longest_length(programs: dict[str, ModuleType], folder: Path) -> None:
+    model = programs["model"]
+    shards = programs["survey_mix"].write_mix(folder / "padded", 80, 16)
+    (batch,) = model.packs_of(shards, 4096, 1, torch.device("cpu"))
+    filled = model.padded(batch)
+    assert len(filled) == len(batch) and set(filled.lengths) == {max(batch.lengths)}
+    share = [float(b.hidden.float().mean()) for b in (batch, filled)]
+    assert share[1] == pytest.approx(share[0], abs=0.02)
+    tiny = model.Unified(model.Model(width=16, layers=1, decoder_layers=1, heads=2, frequencies=4), model.WORDS)
+    assert torch.isfinite(tiny(filled)["loss"])

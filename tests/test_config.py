@@ -16,9 +16,14 @@ DEMO = config_folder() / "pipelines" / "demo.yaml"
 
 
 def files(group: str) -> Any:
-    found = sorted((config_folder() / group).glob("*.yaml"))
+    found = sorted((config_folder() / group).rglob("*.yaml"))
     assert found
-    return pytest.mark.parametrize("path", found, ids=lambda p: p.stem)
+    return pytest.mark.parametrize("path", found, ids=lambda p: named(p, group))
+
+
+def named(path: Path, group: str) -> str:
+    """What a configuration file is called: parents/astrom3, say."""
+    return path.relative_to(config_folder() / group).with_suffix("").as_posix()
 
 
 @pytest.fixture
@@ -47,15 +52,19 @@ def test_every_pipeline_loads(path: Path) -> None:
 
 @files("training")
 def test_every_training_loads_and_keeps_what_it_says(path: Path) -> None:
-    training = load(DEMO, [f"training={path.stem}"]).training
+    name = named(path, "training")
+    training = load(DEMO, [f"training={name}"]).training
     said = yaml.safe_load(path.read_text())
-    assert said.items() <= training.model_dump(exclude_unset=True).items()
-    assert load(DEMO, [f"training={path.stem}", "training.steps=7"]).training == training.model_copy(update={"steps": 7})
+    said.pop("base", None)
+    assert said.items() <= training.model_dump(mode="json", exclude_unset=True).items()
+    assert load(DEMO, [f"training={name}", "training.steps=7"]).training == training.model_copy(update={"steps": 7})
 
 
 @files("models")
 def test_every_model_loads(path: Path) -> None:
-    assert load(DEMO, [f"model={path.stem}"]).model.model_dump().items() >= yaml.safe_load(path.read_text()).items()
+    said = yaml.safe_load(path.read_text())
+    said.pop("base", None)
+    assert load(DEMO, [f"model={named(path, 'models')}"]).model.model_dump(mode="json").items() >= said.items()
 
 
 @files("surveys")
@@ -88,7 +97,20 @@ def test_a_wrong_key_in_a_named_file_is_found_too(write) -> None:
     ("training.steps=0", "training.steps: .*greater than or equal to 1.*it is 0"),
     ("training.steps=many", "training.steps: .*integer.*it is 'many'"),
     ("training.steps=1.5", "training.steps: .*integer.*it is 1.5"),
-    ("training.mask=1.0", "training.mask: .*less than 1"),
+    ("training.mask=1.0", "training: mask 1.0 is not a share, or a lower and a higher one, from 0 to below 1"),
+    ("training.mask=[0.7, 0.3]", r"training: mask \(0.7, 0.3\) is not a share, or a lower and a higher one"),
+    ("training.mask=[0.1, 0.2, 0.3]", "training.mask"),
+    ("training.mask=-0.1", "training: mask -0.1 is not a share"),
+    ("training.hide_whole=1.5", "training.hide_whole: .*less than or equal to 1"),
+    ("training.contrastive=-1", "training.contrastive: .*greater than or equal to 0"),
+    ("training={reconstruction: 0, contrastive: 0}", "reconstruction and contrastive are both 0: there is nothing to learn"),
+    ("model.inputs=[spectrum]", "model.inputs.*: .*'spectra', 'curves' or 'scalars'.*it is 'spectrum'"),
+    ("model.epochs=0", "model.epochs: .*greater than or equal to 1"),
+    ("adapt.mode=lora", "adapt.mode: .*'frozen', 'low_rank' or 'full'"),
+    ("adapt.rank=0", "adapt.rank: .*greater than or equal to 1"),
+    ("adapt.drop_kinds=1", "adapt.drop_kinds: .*less than 1"),
+    ("catalog.few_epochs=-1", "catalog.few_epochs: .*greater than or equal to 0"),
+    ("model.inputs=[]", "model.inputs"),
     ("training.precision=fp16", "training.precision: .*'fp32' or 'bf16'.*it is 'fp16'"),
     ("training.zero=3", "training.zero: .*it is 3"),
     ("training.zero.stage=4", "training.zero.stage: .*0, 1, 2 or 3"),
@@ -106,7 +128,7 @@ def test_a_wrong_key_in_a_named_file_is_found_too(write) -> None:
     ("simulate={boss: 3}", r"simulate names \['boss'\], not among the surveys"),
     ("training.zero={stage: 0, offload_optimizer: true}", "training.zero: offload_optimizer needs stage 1, 2 or 3"),
     ("training.zero={stage: 2, offload_parameters: true}", "training.zero: offload_parameters needs stage 3"),
-    ("model=nanoo", "no configuration 'nanoo' in .*models: known are base, large, nano, small, xl"),
+    ("model=nanoo", "no configuration 'nanoo' in .*models: known are base, large, nano, parents/astrom3, .* xl"),
     ("surveys=[sdsss]", "no configuration 'sdsss' in .*surveys: known are apogee, asas"),
     ("model=missing.yaml", "no configuration 'missing.yaml'"),
     ("model={base: 3}", "base: 3 is not the name of a file in configs/models/"),
@@ -126,10 +148,11 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_a_survey_alone_has_its_pipeline_or_the_defaults() -> None:
     assert load_survey("lamost") == load(config_folder() / "pipelines/lamost.yaml")
     assert load_survey("lamost", ["training.steps=7"]).training.steps == 7
-    eros = load_survey("eros")
-    assert eros.name == "eros" and list(eros.surveys) == ["eros"] and eros.surveys["eros"].labels.object_class == "class"
+    assert load_survey("eros") == load(config_folder() / "pipelines/eros.yaml")
+    asas = load_survey("asas")
+    assert asas.name == "asas" and list(asas.surveys) == ["asas"] and asas.surveys["asas"].labels.object_class == "class"
     own = load_survey("mysurvey", ["surveys.mysurvey.input=/data"])
-    assert own.surveys["mysurvey"].input == "/data" and own.training == eros.training
+    assert own.surveys["mysurvey"].input == "/data" and own.training == asas.training
 
 
 @pytest.mark.parametrize(("content", "said"), [
@@ -202,6 +225,20 @@ def test_a_configuration_doesn_t_change_once_read() -> None:
     config = load(DEMO)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3
+
+
+@pytest.mark.parametrize(
+    ("mask", "wanted"), [("0", (0.0, 0.0)), ("0.5", (0.5, 0.5)), ("[0.1, 0.8]", (0.1, 0.8)), ("[0, 0.3]", (0.0, 0.3))]
+)
+def test_a_mask_is_a_share_or_a_range_and_comes_back(write, mask: str, wanted: tuple[float, float]) -> None:
+    config = load(DEMO, [f"training.mask={mask}"])
+    assert config.training.masks == wanted and load(write(dump(config))) == config
+
+
+def test_the_kinds_to_read_come_back(write) -> None:
+    config = load(DEMO, ["model.inputs=[curves, scalars]", "model.ignore=[teff]"])
+    assert config.model.inputs == ("curves", "scalars") and config.model.ignore == ("teff",)
+    assert load(write(dump(config))) == config
 
 
 def test_a_plain_mapping_is_validated_too() -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpcspec.adapt.labels import LabelSet
+from hpcspec.adapt.redshift import Redshift, estimate, redshift_loss
 from hpcspec.atomic import write_json
 from hpcspec.model.attention import AttentionPool
-from hpcspec.model.spectral import Encoded, SpectralModel
+from hpcspec.model.unified import Encoded, Unified
 
 LOG_VARIANCE = (-10.0, 5.0)
+REDSHIFT, REDSHIFT_WEIGHT = "z", 0.3
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,32 @@ def make_task(labels: LabelSet, train: np.ndarray) -> Task:
     """The task that the labels of the training objects (numbers) define; a class with fewer than 5 members is left out."""
     classes = tuple(c for c in labels.classes if (labels.object_class[train] == c).sum() >= 5)
     parameters = tuple(p for p, v in labels.values.items() if np.isfinite(v[train]).sum() >= 10)
-    stats, applies = [], []
+    stats: list[tuple[float, float, float, float]] = []
+    applies = []
     for p in parameters:
         v = labels.values[p][train]
         known = v[np.isfinite(v)]
-        center = float(np.median(known))
-        spread = float(1.4826 * np.median(np.abs(known - center))) or float(known.std()) or 1.0
-        stats.append((center, spread, float(known.min()), float(known.max())))
+        middle = float(np.median(known))
+        width = float(1.4826 * np.median(np.abs(known - middle))) or float(known.std()) or 1.0
+        stats.append((middle, width, float(known.min()), float(known.max())))
         share = {c: float(np.isfinite(v[labels.object_class[train] == c]).mean()) for c in classes}
         applies.append(tuple(c for c in classes if share[c] >= 0.02))
-    center, spread, lowest, highest = zip(*stats, strict=True) if stats else ((), (), (), ())
+    center, spread, lowest, highest = (tuple(of[k] for of in stats) for k in range(4))
     return Task(classes, parameters, center, spread, lowest, highest, tuple(applies), (1.0,) * len(parameters))
 
 
+class Output(NamedTuple):
+    """Logits (N, classes), means and log variances (N, parameters), standardised; redshift: logits (N, bins), if z is one of
+    the parameters."""
+
+    logits: torch.Tensor
+    mean: torch.Tensor
+    log_variance: torch.Tensor
+    redshift: torch.Tensor | None = None
+
+
 class Head(nn.Module):
-    """Attention pool, one hidden layer, then logits (N, classes), means and log variances (N, parameters), standardised."""
+    """Attention pool, one hidden layer, then classes and parameters; the redshift has a way of its own."""
 
     def __init__(self, task: Task, width: int, heads: int, dropout: float):
         super().__init__()
@@ -85,43 +98,70 @@ class Head(nn.Module):
         self.logits = nn.Linear(2 * width, len(task.classes))
         self.mean = nn.Linear(2 * width, len(task.parameters))
         self.log_variance = nn.Linear(2 * width, len(task.parameters))
+        self.z = task.parameters.index(REDSHIFT) if REDSHIFT in task.parameters else None
+        self.redshift = Redshift(width, 2 * width) if self.z is not None else None
 
-    def forward(self, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    @property
+    def outputs(self) -> tuple[nn.Module, ...]:
+        """Its last layers."""
+        return self.logits, self.mean, self.log_variance
+
+    def forward(self, encoded: Encoded) -> Output:
         h = self.hidden(self.pool(encoded.tokens, encoded.packing))
-        return self.logits(h), self.mean(h), self.log_variance(h).clamp(*LOG_VARIANCE)
+        mean, log_variance = self.mean(h), self.log_variance(h).clamp(*LOG_VARIANCE)
+        if self.redshift is None or self.z is None:
+            return Output(self.logits(h), mean, log_variance)
+        distribution = self.redshift(encoded, h)
+        value, error = estimate(distribution.detach())
+        center, spread = self.task.center[self.z], self.task.spread[self.z]
+        of_z = torch.arange(mean.shape[1], device=mean.device) == self.z
+        mean = torch.where(of_z, ((value - center) / spread)[:, None].to(mean.dtype), mean)
+        log_variance = torch.where(of_z, 2 * (error / spread).log()[:, None].to(mean.dtype), log_variance)
+        return Output(self.logits(h), mean, log_variance, distribution)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels of a batch in the head's terms: object_class (N,) int64, -1 unknown; value, error (N, parameters), NaN unknown."""
+    """Labels of a batch in the head's terms: object_class (N,) int64, -1 unknown; value, error (N, parameters), NaN unknown;
+    z (N,), the redshift itself, NaN unknown."""
 
     object_class: torch.Tensor
     value: torch.Tensor
     error: torch.Tensor
+    z: torch.Tensor
 
 
-def targets(labels: LabelSet, task: Task, numbers: np.ndarray) -> Targets:
-    """The targets of objects with these numbers."""
+def targets(labels: LabelSet, task: Task, numbers: np.ndarray, shifts: np.ndarray | float = 0.0) -> Targets:
+    """The targets of objects with these numbers, whose spectra are moved by `shifts` (N,) in ln λ."""
     place = {c: i for i, c in enumerate(task.classes)}
     classes = torch.tensor([place.get(c, -1) for c in labels.object_class[numbers].tolist()], dtype=torch.int64)
     columns = [(labels.values[p][numbers] - c) / s for p, c, s in zip(task.parameters, task.center, task.spread, strict=True)]
     errors = [labels.errors[p][numbers] / s for p, s in zip(task.parameters, task.spread, strict=True)]
     shape = (len(numbers), len(task.parameters))
     value = torch.tensor(np.array(columns).T.reshape(shape), dtype=torch.float32)
-    return Targets(classes, value, torch.tensor(np.array(errors).T.reshape(shape), dtype=torch.float32))
+    z = labels.values.get(REDSHIFT, np.full(len(labels.object_class), np.nan))[numbers]
+    moved = torch.tensor(np.expm1(np.log1p(z) + shifts), dtype=torch.float32)
+    return Targets(classes, value, torch.tensor(np.array(errors).T.reshape(shape), dtype=torch.float32), moved)
 
 
-def head_loss(output: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: Targets) -> torch.Tensor:
-    """Cross-entropy plus Gaussian −ln L with V = e^s + (label error)², over the labels that are known."""
-    logits, mean, log_variance = output
+def head_loss(output: Output, target: Targets, z: int | None = None) -> torch.Tensor:
+    """Cross-entropy plus Gaussian −ln L with V = e^s + (label error)², over the labels that are known; parameter `z` is learned
+    as a distribution."""
+    logits, mean, log_variance, distribution = output
     loss = 0.0 * mean.sum() + 0.0 * logits.sum()  # a gradient even where nothing is known
     if logits.shape[1] > 1 and (target.object_class >= 0).any():
         loss = loss + F.cross_entropy(logits, target.object_class, ignore_index=-1)
     known = torch.isfinite(target.value)
+    if distribution is not None:
+        of_z = torch.isfinite(target.z)
+        loss = loss + 0.0 * distribution.sum()
+        if of_z.any():
+            loss = loss + REDSHIFT_WEIGHT * redshift_loss(distribution[of_z], target.z[of_z])
+        known = known & (torch.arange(known.shape[1], device=known.device) != z)
     if known.any():
         variance = log_variance.exp() + target.error**2
-        z = (torch.where(known, target.value, mean) - mean) / variance.sqrt()
-        nll = F.huber_loss(z, torch.zeros_like(z), reduction="none", delta=5.0) + 0.5 * variance.log()
+        residual = (torch.where(known, target.value, mean) - mean) / variance.sqrt()
+        nll = F.huber_loss(residual, torch.zeros_like(residual), reduction="none", delta=5.0) + 0.5 * variance.log()
         loss = loss + (nll * known).sum() / known.sum(0).clamp(min=1).max()
     return loss
 
@@ -138,7 +178,7 @@ class Adapted(nn.Module):
     anomaly_mean: torch.Tensor
     anomaly_whitening: torch.Tensor
 
-    def __init__(self, model: SpectralModel, head: Head):
+    def __init__(self, model: Unified, head: Head):
         super().__init__()
         self.model, self.head = model, head
         width = model.config.width

@@ -122,7 +122,7 @@ def held_out_report(
             if known.sum() < 5:
                 continue
             residual = value[known, k] - truth[known]
-            line = {"n": int(known.sum()), **scatter(residual),
+            line: dict[str, Any] = {"n": int(known.sum()), **scatter(residual),
                     "within_1_error": float((np.abs(residual) <= error[known, k]).mean()),
                     "within_2_errors": float((np.abs(residual) <= 2 * error[known, k]).mean())}  # fmt: skip
             if other is not None and np.isfinite(other["values"][p][known]).all():

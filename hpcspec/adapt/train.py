@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,17 +14,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcspec.adapt.heads import Adapted, Head, Targets, Task, head_loss, make_task, targets
+from hpcspec.adapt.augment import augmented
+from hpcspec.adapt.heads import REDSHIFT, Adapted, Head, Targets, Task, head_loss, make_task, targets
 from hpcspec.adapt.labels import LabelSet, describe, load_labels, wanted
+from hpcspec.adapt.optimizers import Optimizers, averaged, hidden_matrices
+from hpcspec.adapt.redshift import shift
 from hpcspec.adapt.report import held_out_report
 from hpcspec.config import Adapt, Config
 from hpcspec.errors import UserError
 from hpcspec.model.attention import Packing
-from hpcspec.model.spectral import Encoded, SpectralModel
-from hpcspec.model.weights import load_weights, save_weights
+from hpcspec.model.low_rank import add_low_rank, merge_low_rank
+from hpcspec.model.unified import Encoded
+from hpcspec.model.weights import load_model, save_weights
+from hpcspec.stream.batch import Batch, Tokens, apart, collate
 from hpcspec.stream.batches import ordered_batches, prefetch
 from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.stream.tokens import LOG_ERROR, Batch, Tokens, apart, collate
 
 log = logging.getLogger(__name__)
 WITHIN_ONE_SIGMA = 0.6827
@@ -69,7 +72,7 @@ def packed_budget(items: Mapping[int, Tokens], budget: int) -> Iterator[list[int
     group: list[int] = []
     used = 0
     for number, tokens in items.items():
-        size = len(tokens.values) + 1
+        size = len(tokens)
         if group and used + size > budget:
             yield group
             group, used = [], 0
@@ -79,30 +82,15 @@ def packed_budget(items: Mapping[int, Tokens], budget: int) -> Iterator[list[int
         yield group
 
 
-def evaluated(items: Mapping[int, Tokens], work: Callable[[Batch], Sequence[torch.Tensor]]) -> dict[int, list[torch.Tensor]]:
-    """For each item, its rows of what `work` gives for batches (N, …)."""
+def evaluated(items: Mapping[int, Tokens], kinds: np.ndarray, work: Callable[[Batch], Sequence[Any]]) -> dict[int, list[Any]]:
+    """For each item, its rows of what `work` gives for batches (N, …); kinds: of the vocabulary's names."""
     out: dict[int, list[torch.Tensor]] = {}
     with torch.inference_mode():
         for numbers in packed_budget(items, EVALUATION_TOKENS):
-            batch = collate(numbers, [items[n] for n in numbers])
+            batch = collate(numbers, [items[n] for n in numbers], kinds)
             found = work(batch)
             out.update({n: [f[k] for f in found] for k, n in enumerate(batch.objects.tolist())})
     return out
-
-
-def _noisy(tokens: Tokens, rng: np.random.Generator, noise: float, drop: float) -> Tokens:
-    """A copy with noise of up to `noise` σ added to flux and local flux alike, and a share of its patches left out."""
-    kept = rng.random(len(tokens.values)) >= drop
-    kept[rng.integers(len(kept))] = True
-    values, sigma = tokens.values[kept].copy(), tokens.sigma[kept]
-    good = np.isfinite(sigma)
-    size = rng.uniform(0, noise) if noise else 0.0
-    added = np.where(good, np.minimum(np.where(good, sigma, 0), 10 ** LOG_ERROR[1]), 0)
-    added = (size * rng.standard_normal(sigma.shape, np.float32) * added).astype(np.float32)
-    values[..., 2] += added / np.maximum(np.abs(values[..., 0]), 0.1)  # the flux is near its local level
-    values[..., 0] += added
-    values[..., 1] += np.where(good, 0.5 * np.log10(1 + size**2), 0).astype(np.float32)
-    return replace(tokens, values=values, sigma=sigma, coordinates=tokens.coordinates[kept])
 
 
 def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -> Task:
@@ -115,8 +103,7 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     torch.set_num_threads(settings.threads)
     torch.manual_seed(config.seed)
     index = open_index(shards)
-    model = SpectralModel(config.model)
-    load_weights(weights, model)
+    model = load_model(weights)
     labelled = any(wanted(s.labels) for s in config.surveys.values())
     labels = load_labels(index, config.surveys)
     mask = labelled_objects(labels) if labelled else np.ones(len(index), bool)
@@ -127,10 +114,10 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     if labelled:
         usable = labelled_objects(labels, task)
         parts = Split(*(numbers[usable[numbers]] for numbers in (parts.train, parts.calibration, parts.test)))
-    adapted = Adapted(model, Head(task, config.model.width, config.model.heads, settings.dropout))
+    adapted = Adapted(model, Head(task, model.config.width, model.config.heads, settings.dropout))
     numbers = np.concatenate([parts.train, parts.calibration, parts.test])
     items: dict[int, Tokens] = {}
-    for batch in ordered_batches(index, np.sort(numbers), config.model.patch, EVALUATION_TOKENS):
+    for batch in ordered_batches(index, np.sort(numbers), model.vocabulary, EVALUATION_TOKENS):
         items |= apart(batch)
     log.info("adapt: labels %s; %d training, %d calibration, %d held-out objects", describe(labels),
              *map(len, (parts.train, parts.calibration, parts.test)))  # fmt: skip
@@ -142,64 +129,62 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
         task = _calibrate(adapted, items, labels, task, parts.calibration)
         report = {"mode": settings.mode, "seconds": time.monotonic() - began}
         report |= held_out_report(config, index, labels, task, parts, _outputs(adapted, items, parts.test))
-    task = replace(task, anomaly_limit=limit, separate_encoder=labelled and settings.mode == "full", report=report)
+    task = replace(task, anomaly_limit=limit, separate_encoder=labelled and settings.mode != "frozen", report=report)
     save_weights(folder / "weights.safetensors", adapted.state_dict())
     task.save(folder / "task.json")
     return task
 
 
-def _encoded_frozen(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray) -> dict[int, torch.Tensor]:
-    """The frozen encoder's tokens (t+1, D) of each object, float16."""
+def _encoded_frozen(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray) -> dict[int, list[torch.Tensor]]:
+    """The frozen encoder's tokens (t, D) of each object, float16, and their log wavelengths (t,)."""
     adapted.eval()
 
     def tokens(batch: Batch) -> list[list[torch.Tensor]]:
         encoded = adapted.model.encode(batch)
-        return [list(encoded.tokens.half().split(encoded.packing.lengths))]
+        assert encoded.log_wavelength is not None
+        return [list(x.split(encoded.packing.lengths)) for x in (encoded.tokens.half(), encoded.log_wavelength)]
 
-    return {n: f[0] for n, f in evaluated({n: items[n] for n in numbers.tolist()}, tokens).items()}
+    chosen = {n: items[n] for n in numbers.tolist()}
+    return evaluated(chosen, adapted.model.vocabulary.kinds, tokens)
 
 
 def _fit(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, train: np.ndarray, settings: Adapt, seed: int) -> None:
-    """AdamW with warm-up and cosine over `steps`; of the head alone, or of encoder and head with augmented spectra."""
-    full = settings.mode == "full"
-    groups = [{"params": list(adapted.head.parameters()), "lr": settings.lr}]
-    if full:
-        encoder = [p for n, p in adapted.model.named_parameters() if n.startswith(("embed", "encoder", "norm."))]
-        groups.append({"params": encoder, "lr": settings.encoder_lr})
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    base = [group["lr"] for group in optimizer.param_groups]
+    """Train the head alone on what the frozen encoder gives, or head and encoder on augmented objects; over `steps`, or in
+    `minutes`."""
+    full, model, head = settings.mode != "frozen", adapted.model, adapted.head
+    optimizers = _optimizers(adapted, settings)
     frozen = {} if full else _encoded_frozen(adapted, items, train)
+    kinds, z = model.vocabulary.kinds, labels.values.get(REDSHIFT, np.full(len(labels.object_class), np.nan))
 
     def batches() -> Iterator[tuple[Batch | Encoded, Targets]]:
         for epoch in itertools.count():
             rng = np.random.default_rng([seed, epoch])
             for numbers in packed_budget({n: items[n] for n in rng.permutation(train).tolist()}, settings.tokens_per_batch):
                 if full:
-                    batch = collate(numbers, [_noisy(items[n], rng, settings.noise, settings.drop_tokens) for n in numbers])
-                    yield batch, targets(labels, adapted.head.task, batch.objects)
+                    moved = {n: shift(float(z[n]), rng.random()) for n in numbers}
+                    batch = collate(numbers, [augmented(items[n], kinds, rng, settings, moved[n]) for n in numbers], kinds)
+                    shifts = np.array([moved[n] for n in batch.objects.tolist()])
+                    yield batch, targets(labels, head.task, batch.objects, shifts)
                 else:
-                    numbers = sorted(numbers, key=lambda n: len(frozen[n]))
-                    packing = Packing(tuple(len(frozen[n]) for n in numbers))
-                    encoded = Encoded(torch.cat([frozen[n] for n in numbers]).float(), packing)
-                    yield encoded, targets(labels, adapted.head.task, np.array(numbers))
+                    numbers = sorted(numbers, key=lambda n: len(frozen[n][0]))
+                    packing = Packing(tuple(len(frozen[n][0]) for n in numbers))
+                    tokens, wavelengths = (torch.cat([frozen[n][k] for n in numbers]).float() for k in range(2))
+                    encoded = Encoded(tokens, packing, wavelengths)
+                    yield encoded, targets(labels, head.task, np.array(numbers))
 
     adapted.train()
-    adapted.model.train(full)
+    model.train(full)
+    mean = averaged(adapted, settings.average) if full and settings.average else None
     began = shown = time.monotonic()
     losses: list[float] = []
     for step, (given, target) in enumerate(prefetch(batches(), 8), 1):
         done = step / settings.steps
         if settings.minutes:
             done = max(done, (time.monotonic() - began) / (60 * settings.minutes))
-        for group, lr in zip(optimizer.param_groups, base, strict=True):
-            group["lr"] = lr * one_cycle(done)
-        encoded = adapted.model.encode(given) if isinstance(given, Batch) else given
-        loss = head_loss(adapted.head(encoded), target)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
+        loss = head_loss(head(model.encode(given) if isinstance(given, Batch) else given), target, head.z)
+        optimizers.step(loss, done)
+        if mean is not None:
+            mean.update_parameters(adapted)
         losses.append(loss.item())
         if time.monotonic() - shown > 10 or done >= 1:
             log.info("adapt: step %d of %d, loss %.3f", step, settings.steps, np.mean(losses))
@@ -207,18 +192,31 @@ def _fit(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, train: np
         if done >= 1:
             if step < settings.steps:
                 log.warning("adapt: stopped at adapt.minutes, %d of %d steps done", step, settings.steps)
-            return
+            break
+    if mean is not None:
+        adapted.load_state_dict(mean.module.state_dict())
+    if settings.mode == "low_rank":
+        merge_low_rank(model.encoder)
 
 
-def one_cycle(done: float) -> float:
-    """Factor of the learning rate when a share `done` of training is over: warm-up over a twentieth, then cosine to 0."""
-    return min(1.0, 20 * done) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+def _optimizers(adapted: Adapted, settings: Adapt) -> Optimizers:
+    """Of what `settings.mode` says is to be trained."""
+    head, model = list(adapted.head.parameters()), adapted.model
+    if settings.mode == "frozen":
+        return Optimizers([], head, settings)
+    if settings.mode == "low_rank":
+        return Optimizers([], head + add_low_rank(model.encoder, settings.rank), settings)
+    encoder = [p for n, p in model.named_parameters() if n.startswith(("embed", "encoder", "norm."))]
+    matrices = hidden_matrices(adapted, adapted.head.outputs)
+    chosen = {id(p) for p in matrices} & {id(p) for p in head + encoder}
+    return Optimizers([p for p in matrices if id(p) in chosen], [p for p in head + encoder if id(p) not in chosen], settings)
 
 
 def _outputs(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray) -> tuple[np.ndarray, ...]:
     """Logits, means, log variances of objects, in the order of `numbers`."""
     adapted.eval()
-    found = evaluated({n: items[n] for n in numbers.tolist()}, lambda batch: adapted.head(adapted.model.encode(batch)))
+    chosen, kinds = {n: items[n] for n in numbers.tolist()}, adapted.model.vocabulary.kinds
+    found = evaluated(chosen, kinds, lambda batch: adapted.head(adapted.model.encode(batch))[:3])
     return tuple(np.stack([found[n][k].numpy() for n in numbers.tolist()]) for k in range(3))
 
 
@@ -247,7 +245,7 @@ def _fit_anomaly(adapted: Adapted, items: Mapping[int, Tokens]) -> float:
     from sklearn.covariance import LedoitWolf  # seconds to import
 
     adapted.eval()
-    found = evaluated(items, lambda batch: [adapted.model.summary(adapted.model.encode(batch))])
+    found = evaluated(items, adapted.model.vocabulary.kinds, lambda batch: [adapted.model.summary(adapted.model.encode(batch))])
     summaries = torch.stack([f[0] for f in found.values()])
     fitted = LedoitWolf().fit(summaries.double().numpy())
     values, vectors = np.linalg.eigh(fitted.covariance_)

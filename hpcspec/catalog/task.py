@@ -19,11 +19,11 @@ from hpcspec.catalog.parts import open_part, provenance_of, write_part
 from hpcspec.catalog.schema import Column, Flag, class_column, columns
 from hpcspec.config import Catalog, Config
 from hpcspec.errors import UserError
-from hpcspec.model.spectral import SpectralModel
-from hpcspec.model.weights import load_weights
+from hpcspec.model.weights import load_model, load_weights
+from hpcspec.stream.batch import Batch
 from hpcspec.stream.batches import ordered_batches, prefetch
 from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.stream.tokens import Batch
+from hpcspec.stream.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,10 @@ class Predictor:
             raise UserError(f"{adapted} has no head: adapt it first (python -m hpcspec.submit adapt)")
         self.config = config
         self.task = Task.load(adapted / "task.json")
-        self.model = SpectralModel(config.model)
-        load_weights(pretrained, self.model)
-        head = Head(self.task, config.model.width, config.model.heads, 0.0)
-        self.adapted = Adapted(SpectralModel(config.model), head)
+        self.model, encoder = load_model(pretrained), load_model(pretrained)
+        head = Head(self.task, encoder.config.width, encoder.config.heads, 0.0)
+        self.adapted = Adapted(encoder, head)
         load_weights(adapted / "weights.safetensors", self.adapted)
-        self.model.eval()
         self.adapted.eval()
         files = (pretrained, adapted / "weights.safetensors", adapted / "task.json")
         self.hash = hashlib.sha256("".join(file_hash(f) for f in files).encode()).hexdigest()[:16]
@@ -68,19 +66,21 @@ class Predictor:
         return columns(self.task.classes, self.task.parameters)
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Embedding (N, D), probability (N, classes), value and error (N, parameters), anomaly and valid pixels (N,)."""
+        """Embedding (N, D), probability (N, classes), value and error (N, parameters), anomaly, and how many valid pixels,
+        epochs and tokens there are (N,)."""
         with torch.inference_mode():
             encoded = self.model.encode(batch)
             summary = self.model.summary(encoded)
             read = self.adapted.model.encode(batch) if self.task.separate_encoder else encoded
-            logits, mean, log_variance = (x.numpy() for x in self.adapted.head(read))
+            logits, mean, log_variance = (x.numpy() for x in self.adapted.head(read)[:3])
             anomaly = self.adapted.anomaly(summary).numpy()
         value, error = physical(self.task, mean, log_variance)
         probability = softmax(logits.astype(np.float64) / self.task.temperature, axis=1) if logits.shape[1] else logits
-        owner = np.repeat(np.arange(len(batch)), batch.lengths)
-        pixels = np.bincount(owner, torch.isfinite(batch.sigma).sum(1).numpy(), minlength=len(batch))
+        _, of_spectra, of_curves = batch.owners
+        pixels, epochs = (np.bincount(owner.numpy(), torch.isfinite(sigma).sum(1).numpy(), minlength=len(batch))
+                          for owner, sigma in ((of_spectra, batch.spectra.sigma), (of_curves, batch.curves.sigma)))  # fmt: skip
         return {"embedding": summary.numpy(), "probability": probability, "value": value, "error": error,
-                "anomaly": anomaly, "pixels": pixels}  # fmt: skip
+                "anomaly": anomaly, "pixels": pixels, "epochs": epochs, "tokens": np.array(batch.lengths) - 1}  # fmt: skip
 
 
 def rows(
@@ -94,7 +94,9 @@ def rows(
     flags = np.zeros(n, np.int32)
     flags[out["sn_median"] < settings.low_sn] |= Flag.LOW_SN
     flags[index.column("approximate")[numbers] != 0] |= Flag.APPROXIMATE_POSITION
-    flags[found["pixels"] < settings.few_pixels] |= Flag.FEW_PIXELS
+    few = np.where(found["pixels"] > 0, found["pixels"] < settings.few_pixels,
+                   (found["epochs"] > 0) & (found["epochs"] < settings.few_epochs))  # fmt: skip
+    flags[few | (found["tokens"] == 0)] |= Flag.FEW_PIXELS
     flags[found["anomaly"] > task.anomaly_limit] |= Flag.OUT_OF_TRAINING_RANGE
     probability = found["probability"].astype(np.float32)
     if task.classes:
@@ -128,20 +130,20 @@ def is_done(path: Path, provenance: dict[str, str]) -> bool:
         return False
 
 
-def plan(index: DataIndex, config: Config) -> list[Piece]:
-    """The pieces of a catalogue of this index."""
-    return cut_pieces(index.tokens(config.model.patch), config.catalog.pieces)
+def plan(index: DataIndex, config: Config, vocabulary: Vocabulary) -> list[Piece]:
+    """The pieces of a catalogue of this index, which is read in these words."""
+    return cut_pieces(index.tokens(vocabulary), config.catalog.pieces)
 
 
 def catalog_task(config: Config, shards: Sequence[Path], predictor: Predictor, parts: Path, task: int, tasks: int) -> int:
     """Do the pieces task, task+tasks, … that are not done yet; returns how many objects these were."""
     settings = config.catalog
     torch.set_num_threads(settings.threads)
-    index = open_index(shards)
-    flagging = settings.model_dump_json(include={"low_sn", "few_pixels", "ambiguous"})
+    index, words = open_index(shards), predictor.model.vocabulary
+    flagging = settings.model_dump_json(include={"low_sn", "few_pixels", "few_epochs", "ambiguous"})
     provenance = {"model_hash": predictor.hash, "data": index.fingerprint, "flagging": flagging}
     objects = 0
-    for piece in plan(index, config)[task::tasks]:
+    for piece in plan(index, config, words)[task::tasks]:
         path = parts / f"{piece.name}.parquet"
         if is_done(path, {**provenance, "piece": f"{piece.start}-{piece.stop}"}):
             log.info("catalog: %s is done already", piece.name)
@@ -149,7 +151,7 @@ def catalog_task(config: Config, shards: Sequence[Path], predictor: Predictor, p
         began = time.monotonic()
         numbers: list[np.ndarray] = []
         found: list[dict[str, np.ndarray]] = []
-        batches = ordered_batches(index, np.arange(piece.start, piece.stop), config.model.patch, settings.tokens_per_batch)
+        batches = ordered_batches(index, np.arange(piece.start, piece.stop), words, settings.tokens_per_batch)
         for batch in prefetch(batches, 2):
             numbers.append(batch.objects)
             found.append(predictor(batch))

@@ -105,7 +105,7 @@ class _Release:
         missing = [k for k in ("rows", "quarantined", "embedding_dimension", "model_hash") if k not in self.facts]
         Faults.unless(not missing, f"provenance.json lacks {', '.join(missing)}")
         Faults.unless(self.facts["survey"] == self.survey, f"is of survey {self.facts['survey']!r}, not {self.survey!r}")
-        rows_in, rows, gone = (self.facts.get(k) for k in ("rows_in", "rows", "quarantined"))
+        rows_in, rows, gone = self.facts.get("rows_in"), self.facts["rows"], self.facts["quarantined"]
         Faults.unless(rows_in in (None, rows + gone), f"{rows_in} rows in, but {rows} rows out and {gone} quarantined")
         return f"{self.facts['rows']} rows of {self.survey}, model {self.facts['model_hash']}"
 

@@ -67,7 +67,7 @@ def sbatch_text(step: Step, run: Run, site: Site, after: Sequence[str] = ()) -> 
     """The exact script that sbatch is given for a step."""
     folder = submitit_folder(run, step)
     command = " ".join([shlex.quote(sys.executable), "-u -m submitit.core._submit", shlex.quote(str(folder))])
-    count = {"map_count": step.tasks} if step.tasks > 1 else {}
+    count: dict[str, Any] = {"map_count": step.tasks} if step.tasks > 1 else {}
     return _make_sbatch_string(command=command, folder=folder, **slurm_parameters(step, run, site, after), **count)
 
 

@@ -224,7 +224,7 @@ def merge_stage(run: Run, config: Config, survey: str, source: str | None = None
     provenance = {"model_hash": predictor.hash, "data_fingerprint": index.fingerprint, "config_hash": config_hash,
                   "seed": config.seed, "versions": versions(), "rows_in": counts.get("rows_in"),
                   "accuracy_on_held_out_objects": predictor.task.report}  # fmt: skip
-    paths = [work.parts / f"{piece.name}.parquet" for piece in plan(index, config)]
+    paths = [work.parts / f"{piece.name}.parquet" for piece in plan(index, config, predictor.model.vocabulary)]
     report = merge(paths, work.out, survey, predictor.columns, provenance, len(index), work.shards / "quarantine")
     failed = [c for c in validate(work.out, survey) if not c.ok]
     if failed:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import nn
 
 
 @cache
-def _varlen() -> Callable[..., torch.Tensor] | None:
+def _varlen() -> Callable[..., Any] | None:
     """Torch's attention over variable lengths (2.10 on); importing it takes seconds, which only those who use it wait."""
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -58,11 +59,16 @@ def attend(q_QHE: torch.Tensor, k_KHE: torch.Tensor, v_KHE: torch.Tensor, querie
     On a GPU in half precision: FlashAttention over variable lengths. Elsewhere: one exact dense attention per run of
     objects with equal lengths.
     """
+    if not queries.total:  # the weights behind the keys take part on this rank too
+        return q_QHE + 0.0 * (k_KHE.sum() + v_KHE.sum())
     if q_QHE.is_cuda and q_QHE.dtype in (torch.bfloat16, torch.float16) and (varlen_attn := _varlen()) is not None:
         return varlen_attn(q_QHE, k_KHE, v_KHE, queries.cumulative(q_QHE.device), keys.cumulative(q_QHE.device),
                            max(queries.lengths), max(keys.lengths))  # fmt: skip
     out, q0, k0 = [], 0, 0
     for n, lq, lk in runs(queries, keys):
+        if not lq:
+            k0 += n * lk
+            continue
         q = q_QHE[q0 : q0 + n * lq].unflatten(0, (n, lq)).transpose(1, 2)
         k, v = (x[k0 : k0 + n * lk].unflatten(0, (n, lk)).transpose(1, 2) for x in (k_KHE, v_KHE))
         out.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
@@ -106,18 +112,19 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One vector per object: a learned query attends over the object's tokens (Lee et al. 2019, arXiv 1810.00825)."""
+    """One vector per object: one of a few learned queries attends over its tokens (Lee et al. 2019, arXiv 1810.00825)."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, queries: int = 1):
         super().__init__()
-        self.query = nn.Parameter(torch.randn(width) * 0.02)
+        self.query = nn.Parameter(torch.randn(queries, width) * 0.02)
         self.norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.norm_out = nn.LayerNorm(width)
 
-    def forward(self, x_TD: torch.Tensor, packing: Packing) -> torch.Tensor:
-        n = len(packing.lengths)
-        q_ND = self.query.to(x_TD.dtype).expand(n, -1)
+    def forward(self, x_TD: torch.Tensor, packing: Packing, which: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, D); which (N,) of the queries to use, the first if it is not given."""
+        n, query = len(packing.lengths), self.query.to(x_TD.dtype)
+        q_ND = query[:1].expand(n, -1) if which is None else query[which]
         return self.norm_out(self.attention(q_ND, self.norm(x_TD), Packing((1,) * n), packing))
 
 

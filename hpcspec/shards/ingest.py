@@ -34,6 +34,7 @@ from hpcspec.errors import UserError
 from hpcspec.shards.format import INDEX, SCHEMA_VERSION, write_shard
 from hpcspec.shards.objects import Objects, canonical, collect, columns_of, encoded, joined, text
 from hpcspec.shards.shard import Shard, describe, index_of
+from hpcspec.shards.variability import with_variability
 from hpcspec.surveys import discover, read, read_rows
 from hpcspec.surveys.base import Quarantined, Source, passed_over, reason_of
 from hpcspec.surveys.observation import Observation
@@ -134,9 +135,11 @@ def read_unit(unit: Unit, survey: str, folder: Path, in_place: bool = False) -> 
 
 
 def _items(survey: str, source: Source) -> Iterator[Observation | Quarantined]:
-    """What the reader gives of a source; a fault that the reader didn't expect ends this source, not the ingest."""
+    """What the reader gives of a source, with what light curves tell; a fault that the reader didn't expect ends this source,
+    not the ingest."""
     try:
-        yield from read(survey, source)
+        for item in read(survey, source):
+            yield with_variability(item) if isinstance(item, Observation) else item
     except UserError:
         raise
     except Exception as error:

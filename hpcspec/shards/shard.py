@@ -218,7 +218,7 @@ class Shard:
             if os.fstat(self._fd).st_size < info.size:  # HDF5 gives zeros for what is behind the end of a file
                 raise UserError(f"shard {self.path} is cut short in {name}: ingest again")
             return values
-        self._scatter([memoryview(values).cast("B")], offset + start * (values.nbytes // count), name)
+        self._scatter([memoryview(values.data).cast("B")], offset + start * (values.nbytes // count), name)
         return values
 
     def keep_table(self, most: int) -> None:

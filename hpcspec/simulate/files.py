@@ -125,7 +125,8 @@ def write_apogee(folder: Path, seen: Observed) -> None:
         error[span] = np.where(e.dead, 1e10, e.sigma)
         mask[span] = np.where(e.dead, APOGEE_BADPIX, 0) | np.where(e.skyline, APOGEE_SKYLINE, 0)
     t = seen.target
-    grid = {"CRVAL1": APOGEE_START, "CDELT1": APOGEE_STEP, "CRPIX1": 1, "CTYPE1": "LOG-LINEAR", "DC-FLAG": 1}
+    grid: dict[str, str | float] = {"CRVAL1": APOGEE_START, "CDELT1": APOGEE_STEP, "CRPIX1": 1, "CTYPE1": "LOG-LINEAR",
+                                    "DC-FLAG": 1}  # fmt: skip
     cards = {"OBJID": seen.object_id, "TELESCOP": "apo25m", "SURVEY": "apogee", "RA": t.ra, "DEC": t.dec, "NVISITS": 1,
              "VRAD": 0.0, "VHELIO": t.z * LIGHT, "SNR": seen.sn, "STARFLAG": 0, "ANDFLAG": 0}  # fmt: skip
     units = ("Flux (10^-17 erg/s/cm^2/Ang)", "Error (10^-17 erg/s/cm^2/Ang)", "Flag")
@@ -140,7 +141,7 @@ def write_galah(folder: Path, seen: Observed) -> None:
     assert isinstance(star, Star)
     for e in seen.exposures:
         start, step = HERMES[e.name]
-        wcs = {"CTYPE1": "LINEAR", "CUNIT1": "Angstroms", "CRPIX1": 1.0, "CRVAL1": start, "CDELT1": step}
+        wcs: dict[str, str | float] = {"CTYPE1": "LINEAR", "CUNIT1": "Angstroms", "CRPIX1": 1.0, "CRVAL1": start, "CDELT1": step}
         cards = {"OBJECT": seen.object_id, "SPECTID": HERMES_NAMES[e.name], "MEANRA": star.ra, "MEANDEC": star.dec,
                  "RA_ICRS": star.ra, "DEC_ICRS": star.dec, "RV": star.velocity, **wcs}  # fmt: skip
         flux = np.where(e.dead, np.nan, e.flux)

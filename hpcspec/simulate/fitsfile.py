@@ -45,7 +45,7 @@ def write(path: Path, hdus: list[HDU]) -> None:
         is_table = data is not None and data.dtype.names is not None
         shape = None if data is None else (0,) if is_table else data.shape
         cards = list(_structure(k == 0, hdu.name, None if data is None else data.dtype, shape))
-        if is_table:
+        if data is not None and is_table:
             cards[4] = _card("NAXIS2", len(data))
         cards += [_card(key, value) for key, value in hdu.cards.items()]
         parts.append(_blocks(("".join(cards) + "END".ljust(80)).encode("ascii"), b" "))

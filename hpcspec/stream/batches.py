@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from hpcspec.shards.objects import Objects
+from hpcspec.stream.batch import Batch
 from hpcspec.stream.index import DataIndex
 from hpcspec.stream.packing import Layout, Memory, Packed, layout, pack
 from hpcspec.stream.stream import BlockReader, Run, Stream, Window
-from hpcspec.stream.tokens import Batch, tokenize
+from hpcspec.stream.tokens import Hiding, tokenize
+from hpcspec.stream.vocabulary import Vocabulary
 
 T = TypeVar("T")
 # How much is being read while a pack is used, in samples (64 MiB, about what the open windows hold) and in packs.
@@ -28,7 +30,7 @@ def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
     What goes into which pack follows from the tables of the shards alone and is planned ahead of the reading, so that the
     samples of its blocks are read by a few threads, many at a time, straight to where they belong in this and later packs.
     """
-    memory = Memory(budget * stream.patch, pin)
+    memory = Memory(budget * stream.vocabulary.patch, pin)
     planned: deque[tuple[Packed, list[Window]]] = deque()
 
     def plan() -> None:
@@ -61,7 +63,9 @@ def packs(stream: Stream, budget: int, pin: bool = False) -> Iterator[Packed]:
         yield ready
 
 
-def training_batches(stream: Stream, budget: int, mask: float, depth: int, device: torch.device) -> Generator[Batch, None, None]:
+def training_batches(
+    stream: Stream, budget: int, hiding: Hiding, depth: int, device: torch.device
+) -> Generator[Batch, None, None]:
     """Endless batches of at most `budget` tokens (or one object), each with the state of the stream behind it.
 
     A thread reads and packs `depth` batches ahead, into pinned memory where there is a GPU, and on a CPU makes the tokens too;
@@ -70,7 +74,7 @@ def training_batches(stream: Stream, budget: int, mask: float, depth: int, devic
     gpu = device.type == "cuda"
 
     def tokens(packed: Packed) -> Batch:
-        return tokenize(packed.to(device), stream.patch, mask, stream.seed)
+        return tokenize(packed.to(device), stream.vocabulary, hiding)
 
     ahead: Generator[Any, None, None] = prefetch(packs(stream, budget, gpu) if gpu else map(tokens, packs(stream, budget)), depth)
     try:
@@ -93,17 +97,17 @@ def in_order(index: DataIndex, numbers: np.ndarray, block: int = 64) -> Iterator
     reader.close()
 
 
-def ordered_batches(index: DataIndex, numbers: np.ndarray, patch: int, budget: int) -> Iterator[Batch]:
+def ordered_batches(index: DataIndex, numbers: np.ndarray, vocabulary: Vocabulary, budget: int) -> Iterator[Batch]:
     """The objects with these increasing numbers once, in batches of at most `budget` tokens (or one object), nothing hidden."""
     parts: list[tuple[Layout, np.ndarray]] = []
     room = budget
 
     def batch() -> Batch:
         samples = torch.from_numpy(np.concatenate([values for _, values in parts], axis=1))
-        return tokenize(pack([of for of, _ in parts], [0] * len(parts), samples), patch)
+        return tokenize(pack([of for of, _ in parts], [0] * len(parts), samples), vocabulary)
 
     for some, objects in in_order(index, numbers):
-        of = layout([objects], some, patch)
+        of = layout([objects], some, vocabulary)
         start = 0
         while start < len(of):
             stop = max(of.fitting(start, len(of), room), start + (not parts))

@@ -16,6 +16,7 @@ from hpcspec.errors import UserError
 from hpcspec.shards.objects import texts
 from hpcspec.shards.shard import Shard, ShardInfo, describe
 from hpcspec.stream import split
+from hpcspec.stream.vocabulary import Vocabulary, tokens_of
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,16 @@ class DataIndex:
         """(n,) name of the survey of each object."""
         return np.concatenate([np.full(len(s), s.survey) for s in self.shards])
 
-    def tokens(self, patch: int) -> np.ndarray:
-        """(n,) int64 at most this many patches of `patch` samples in each object, one for its scalars included."""
+    def tokens(self, of: Vocabulary) -> np.ndarray:
+        """(n,) int64 at most this many tokens in each object."""
         counts = []
         for info in self.shards:
             with Shard(info) as shard:
-                counts.append(tokens_of(*shard.lengths(), patch))
+                objects = shard.read(0, len(info), (), samples=False)
+                scalars = of.scalars(objects.scalars, info.scalar_names)
+                counts.append(
+                    tokens_of(objects.segments, np.diff(objects.pixels), of.band(info.channels)[objects.channel], scalars, of)
+                )
         return np.concatenate(counts)
 
     def sky_fraction(self, seed: int) -> np.ndarray:
@@ -72,14 +77,6 @@ class DataIndex:
         """A hash of the names, sizes and checksums of the shards: it changes if the data do."""
         content = [(Path(s.path).name, len(s), s.crc32) for s in self.shards]
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-
-
-def tokens_of(segments: np.ndarray, pixels: np.ndarray, patch: int) -> np.ndarray:
-    """(n,) int64 patches of each object and one for its scalars, from offsets into segments (n+1,) and samples (s+1,)."""
-    before = np.zeros(len(pixels), np.int64)
-    np.cumsum((pixels[1:] - pixels[:-1] + (patch - 1)) // patch, out=before[1:])
-    ends = before[segments]
-    return ends[1:] - ends[:-1] + 1
 
 
 def open_index(paths: Sequence[Path], comm: Any = None) -> DataIndex:

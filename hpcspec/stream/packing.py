@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hpcspec.shards.objects import Objects, ranges
-from hpcspec.stream.index import tokens_of
+from hpcspec.stream.vocabulary import Vocabulary, tokens_of
 from hpcspec.surveys.grids import KINDS
 
 # How the coordinate x of the k-th sample of a segment follows from (kind, origin, step): listed, or 10**(origin + step·k), or
@@ -27,8 +27,8 @@ class Packed:
 
     samples (2, V) f4 flux and ivar; segments (S+1,) i8 offsets into them; kind (S,) i8 (`LISTED` or one of the others) and
     axis (S, 2) f8 (origin and step) say what the samples' coordinates are; listed (E,) f8 the coordinates of the segments that
-    list theirs, one after another; owner (S,) i8 object of each segment; amplitude, sn_median (N,) f4; numbers, epochs (N,);
-    state: of the stream behind it.
+    list theirs, one after another; band (S,) i8 as `Vocabulary.band` gives it; owner (S,) i8 object of each segment; amplitude,
+    sn_median (N,) f4; scalars (N, measured, 2) f4 as in the vocabulary; numbers, epochs (N,); state: of the stream behind it.
     """
 
     samples: torch.Tensor
@@ -36,9 +36,11 @@ class Packed:
     kind: torch.Tensor
     axis: torch.Tensor
     listed: torch.Tensor
+    band: torch.Tensor
     owner: torch.Tensor
     amplitude: torch.Tensor
     sn_median: torch.Tensor
+    scalars: torch.Tensor
     numbers: np.ndarray
     epochs: np.ndarray
     state: dict[str, Any] | None = None
@@ -60,13 +62,14 @@ class Layout:
     """n objects of s segments without their samples: all that it takes to put them one after another.
 
     counts (n, 4) i8: number in the index, and how many tokens, samples and segments; levels (n, 2) f4: amplitude and sn_median;
-    table (s, 4) f8: length, kind, origin and step of each segment, see `Packed`; listed (s,) objects: the coordinates (…,) f8 of
-    each segment, empty but for those that list theirs, or (0,) if none does.
+    table (s, 5) f8: length, kind, origin and step, and band of each segment, see `Packed`; scalars (n, measured, 2) f4; listed
+    (s,) objects: the coordinates (…,) f8 of each segment, empty but for those that list theirs, or (0,) if none does.
     """
 
     counts: np.ndarray
     levels: np.ndarray
     table: np.ndarray
+    scalars: np.ndarray
     listed: np.ndarray
 
     def __len__(self) -> int:
@@ -101,66 +104,65 @@ class Layout:
         ends = self._ends[:, 3]
         segments, _ = ranges(ends[order], ends[order + 1])
         listed = self.listed[segments] if len(self.listed) else self.listed
-        return Layout(self.counts.take(order, 0), self.levels.take(order, 0), self.table.take(segments, 0), listed)
+        return Layout(self.counts.take(order, 0), self.levels.take(order, 0), self.table.take(segments, 0),
+                      self.scalars.take(order, 0), listed)  # fmt: skip
 
     def part(self, start: int, stop: int) -> Layout:
         """Objects start … stop-1."""
         segments = slice(self._segments[start], self._segments[stop])
-        return Layout(self.counts[start:stop], self.levels[start:stop], self.table[segments], self.listed[segments])
+        objects = slice(start, stop)
+        return Layout(
+            self.counts[objects], self.levels[objects], self.table[segments], self.scalars[objects], self.listed[segments]
+        )
 
 
 UNKNOWN = np.array([(LISTED, 0.0, 0.0)])  # the axis of a light curve
 NOTHING, NO_LISTS = np.zeros(0), np.empty(0, object)
 
 
-def layout(parts: Sequence[Objects], numbers: np.ndarray, patch: int) -> Layout:
+def layout(parts: Sequence[Objects], numbers: np.ndarray, vocabulary: Vocabulary) -> Layout:
     """That of several sets of objects, which have the columns amplitude and sn_median, with these numbers (n,)."""
     lengths = np.concatenate([of.pixels[1:] - of.pixels[:-1] for of in parts])
     segments = np.concatenate([of.segments[1:] - of.segments[:-1] for of in parts])
     edges, ends = np.concatenate([[0], lengths.cumsum()]), np.concatenate([[0], segments.cumsum()])
     samples = edges[ends[1:]] - edges[ends[:-1]]
-    counts = np.stack([numbers, tokens_of(ends, edges, patch), samples, segments], axis=1)
+    scalars = np.concatenate([vocabulary.scalars(of.scalars, of.scalar_names) for of in parts])
     levels = np.stack([np.concatenate([of.columns[name] for of in parts]) for name in ("amplitude", "sn_median")], axis=1)
-    table = np.empty((len(lengths), 4))
+    table = np.empty((len(lengths), 5))
     table[:, 0] = lengths
     axes = [of.axes for of in parts]
     known = np.cumsum([1, *(len(of) + 1 for of in axes)]).tolist()
     grids = np.concatenate([of.grid + k for of, k in zip(parts, known[:-1], strict=True)])
-    table[:, 1:] = np.concatenate([rows for of in axes for rows in (UNKNOWN, of)])[grids]
+    table[:, 1:4] = np.concatenate([rows for of in axes for rows in (UNKNOWN, of)])[grids]
     table[:, 2] += table[:, 3] * np.concatenate([of.first for of in parts])
+    table[:, 4] = np.concatenate([vocabulary.band(of.channels)[of.channel] for of in parts])
+    counts = np.stack([numbers, tokens_of(ends, lengths, table[:, 4], scalars, vocabulary), samples, segments], axis=1)
     listed = NO_LISTS
     if (table[:, 1] == LISTED).any():
         listed = np.empty(len(table), object)
         every = ((of, s, grid) for of in parts for s, grid in enumerate(of.grid.tolist()))
         for place, (of, s, grid) in enumerate(every):
             listed[place] = of.wavelength(s) if grid < 0 or grid in of.listed else NOTHING
-    return Layout(counts, levels, table, listed)
-
-
-def together(layouts: Sequence[Layout]) -> Layout:
-    """The objects of several, one after another."""
-    return Layout(
-        np.concatenate([one.counts for one in layouts]), np.concatenate([one.levels for one in layouts]),
-        np.concatenate([one.table for one in layouts]), np.concatenate([one.listed for one in layouts]),
-    )  # fmt: skip
+    return Layout(counts, levels, table, scalars, listed)
 
 
 def pack(layouts: Sequence[Layout], epochs: Sequence[int], samples: torch.Tensor, state: dict[str, Any] | None = None) -> Packed:
     """The pack of the objects of several layouts, each of an epoch, with their samples (2, V), which may be filled in later."""
-    of, pin = together(layouts), samples.is_pinned()
-    listed = np.concatenate([NOTHING, *of.listed])
-    numbers, _, _, segments = of.counts.T
-    edges = np.zeros(len(of.table) + 1, np.int64)
-    edges[1:] = of.table[:, 0].cumsum()
+    counts, levels, table, scalars, listed = (
+        np.concatenate([getattr(one, name) for one in layouts]) for name in ("counts", "levels", "table", "scalars", "listed")
+    )
+    edges, pin = np.zeros(len(table) + 1, np.int64), samples.is_pinned()
+    edges[1:] = table[:, 0].cumsum()
 
     def put(values: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(values)
         return tensor.pin_memory() if pin else tensor
 
+    owner = np.repeat(np.arange(len(counts)), counts[:, 3])
     return Packed(
-        samples, put(edges), put(of.table[:, 1].astype(np.int64)), put(of.table[:, 2:].copy()), put(listed),
-        put(np.repeat(np.arange(len(of)), segments)), put(of.levels[:, 0].copy()), put(of.levels[:, 1].copy()),
-        numbers.copy(), np.repeat(epochs, [len(one) for one in layouts]), state,
+        samples, put(edges), put(table[:, 1].astype(np.int64)), put(table[:, 2:4].copy()),
+        put(np.concatenate([NOTHING, *listed])), put(table[:, 4].astype(np.int64)), put(owner), put(levels[:, 0].copy()),
+        put(levels[:, 1].copy()), put(scalars), counts[:, 0].copy(), np.repeat(epochs, [len(one) for one in layouts]), state,
     )  # fmt: skip
 
 
@@ -182,4 +184,3 @@ class Memory:
         given = memory[: 2 * samples].reshape(2, samples)
         weakref.finalize(given, self._free.append, memory).atexit = False
         return torch.from_numpy(given)
-

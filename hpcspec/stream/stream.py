@@ -22,6 +22,7 @@ from hpcspec.stream.index import DataIndex
 from hpcspec.stream.order import Blocks, epoch_blocks, survey_weights, window_order
 from hpcspec.stream.packing import Layout, layout
 from hpcspec.stream.split import lowest_fraction
+from hpcspec.stream.vocabulary import Vocabulary
 
 OPEN_SHARDS = 128
 TABLE_BYTES = 4 << 20  # the tables of open shards are kept if they are no larger, or an eighth of it if others take their places
@@ -93,7 +94,7 @@ class Window:
         if stream.share:
             order = order[lowest_fraction(split.joined([of.columns for of in parts]), stream.seed) >= stream.share]
         order = order[window_order(len(order), stream.seed, epoch, lane, number)]
-        self.layout = layout(parts, numbers, stream.patch).take(order)
+        self.layout = layout(parts, numbers, stream.vocabulary).take(order)
         self._blocks = [(shard, of.pixels[of.segments]) for shard, _, of in blocks]  # and where in it the samples lie
         self.count = len(order)
         self._order = order[done:]  # the others were delivered before a restart
@@ -199,19 +200,19 @@ class Run(NamedTuple):
 class Stream:
     """An endless, shuffled stream of the objects on the training side of a split: with equal weights each once per epoch.
 
-    share: of the sky that is held out; patch: samples in a token; temperature, weights: see `survey_weights`. Objects are
+    share: of the sky that is held out; vocabulary: what becomes tokens; temperature, weights: see `survey_weights`. Objects are
     drawn from a few open windows of this rank's lanes, from the one that is furthest behind first, so that no lane runs ahead.
     What comes next is a function of the lanes' positions alone, so that `state()` and `restore()` make it go on where it was,
     and on another number of ranks without loss or repetition.
     """
 
-    def __init__(self, index: DataIndex, seed: int, lanes: int, block: int, shuffle_blocks: int, *, patch: int = 32,
-                 share: float = 0.0, temperature: float = 1.0, weights: Mapping[str, float] | None = None,
-                 rank: int = 0, size: int = 1, comm: Any = None):  # fmt: skip
+    def __init__(self, index: DataIndex, seed: int, lanes: int, block: int, shuffle_blocks: int, *,
+                 vocabulary: Vocabulary | None = None, share: float = 0.0, temperature: float = 1.0,
+                 weights: Mapping[str, float] | None = None, rank: int = 0, size: int = 1, comm: Any = None):  # fmt: skip
         if size > lanes:
             raise UserError(f"training.lanes is {lanes}, fewer than the {size} ranks: raise it")
         self.index, self.seed, self.lanes, self.shuffle_blocks = index, seed, lanes, shuffle_blocks
-        self.patch, self.share = patch, share
+        self.vocabulary, self.share = vocabulary or Vocabulary(), share
         surveys = sorted({s.survey for s in index.shards})
         shards = {name: np.flatnonzero([s.survey == name for s in index.shards]) for name in surveys}
         counts = {name: sum(len(index.shards[i]) for i in of.tolist()) for name, of in shards.items()}

@@ -75,7 +75,7 @@ class _Member(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
         try:
             return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # zeros: the end
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # zeros: the end
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"damaged archive: the objects from here on are lost: {error}") from error

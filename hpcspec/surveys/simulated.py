@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from hpcspec.config import Section, validated
+from hpcspec.config import Section
+from hpcspec.config_files import validated
 from hpcspec.errors import UserError
 from hpcspec.simulate import variables, xp_stars
 from hpcspec.surveys.base import FAULTS, Quarantined, Source, guarded, reason_of

@@ -12,7 +12,9 @@ import torch
 from hpcspec.atomic import read_json, write_json
 from hpcspec.config import Config, Training
 from hpcspec.errors import UserError
-from hpcspec.model.spectral import SpectralModel
+from hpcspec.model.unified import Unified, set_standards
+from hpcspec.stream.standards import Standards
+from hpcspec.stream.vocabulary import Vocabulary
 from hpcspec.training.ranks import Ranks
 
 COMPLETE = "complete.json"
@@ -45,12 +47,13 @@ def learning_rate(training: Training, step: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def build(config: Config, ranks: Ranks) -> Any:
+def build(config: Config, vocabulary: Vocabulary, measured: Standards, ranks: Ranks) -> Any:
     """DeepSpeed's engine around a freshly initialised model, the same on every rank."""
     import deepspeed
 
     torch.manual_seed(config.seed)
-    model = SpectralModel(config.model, config.training.activation_checkpointing)
+    model = Unified(config.model, vocabulary, config.training.activation_checkpointing)
+    set_standards(model, measured)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -89,7 +92,7 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expected: dict[str, Any]) -
     found = complete_checkpoints(folder)
     if not found:
         return None
-    content: dict[str, Any] = read_json(found[-1] / COMPLETE)
+    content: dict[str, Any] = read_json(found[-1] / COMPLETE) or {}
     if content["world_size"] != ranks.size:
         raise UserError(f"checkpoint {found[-1]} was written by {content['world_size']} ranks, this job has {ranks.size}: "
                         f"start it on {content['world_size']}")  # fmt: skip

@@ -20,12 +20,15 @@ from hpcspec.atomic import write_text
 from hpcspec.comm import world
 from hpcspec.config import Config
 from hpcspec.errors import Stopped, UserError
-from hpcspec.model.weights import save_weights
+from hpcspec.model.weights import save_model
 from hpcspec.shards.objects import SPECTRUM
+from hpcspec.stream.batch import Batch
 from hpcspec.stream.batches import training_batches
 from hpcspec.stream.index import open_index
+from hpcspec.stream.standards import standards
 from hpcspec.stream.stream import Stream, joined_state
-from hpcspec.stream.tokens import Batch
+from hpcspec.stream.tokens import Hiding
+from hpcspec.stream.vocabulary import Vocabulary, vocabulary
 from hpcspec.training import engine as ds
 from hpcspec.training.ranks import Ranks, start
 
@@ -69,14 +72,19 @@ def pretrain(config: Config, shards: Sequence[Path], checkpoints: Path, metrics:
     ranks = start(training.threads)
     comm = world()
     index = open_index(shards, comm)
-    if not any(channel.kind == SPECTRUM for shard in index.shards for channel in shard.channels):
-        raise UserError(f"{', '.join(sorted({s.survey for s in index.shards}))}: no spectra; the model reads spectra only")
-    stream = Stream(index, config.seed, training.lanes, training.block, training.shuffle_blocks, patch=config.model.patch,
+    model = config.model
+    words = vocabulary(index.shards, model.patch, model.epochs, model.inputs, model.ignore)
+    spectra = any(c.kind == SPECTRUM for shard in index.shards for c in shard.channels) and "spectra" in words.inputs
+    if not (spectra or words.bands or words.measured):
+        surveys = ", ".join(sorted({s.survey for s in index.shards}))
+        raise UserError(f"{surveys}: none of the {', '.join(words.inputs)} that the model reads (model.inputs)")
+    stream = Stream(index, config.seed, training.lanes, training.block, training.shuffle_blocks, vocabulary=words,
                     share=config.adapt.held_out, temperature=training.temperature, weights=training.weights,
                     rank=ranks.rank, size=ranks.size, comm=comm)  # fmt: skip
-    engine = ds.build(config, ranks)
+    engine = ds.build(config, words, standards(index, words, comm), ranks)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-    fixed = {"model": config.model.model_dump(), "training": {k: v for k, v in training.says().items() if k != "steps"}}
+    fixed = {"model": {**model.model_dump(mode="json"), **words.as_json()},
+             "training": {k: v for k, v in training.says().items() if k != "steps"}}
     saved = ds.restore(engine, checkpoints, ranks, fixed)
     step = 0
     if saved:
@@ -87,15 +95,16 @@ def pretrain(config: Config, shards: Sequence[Path], checkpoints: Path, metrics:
         log.info("%s: %.2f M parameters, %d objects, %d ranks on %s, ZeRO-%d, %s at step %d of %d", config.name, parameters / 1e6,
                  len(index), ranks.size, ranks.device.type, training.zero.stage, "going on" if saved else "starting",
                  step, training.steps)  # fmt: skip
-    batches = training_batches(stream, training.tokens_per_batch, training.mask, training.prefetch, ranks.device)
+    hiding = Hiding(*training.masks, training.hide_whole, config.seed)
+    batches = training_batches(stream, training.tokens_per_batch, hiding, training.prefetch, ranks.device)
     try:
-        return _loop(config, engine, batches, ranks, step, fixed, checkpoints, metrics, weights)
+        return _loop(config, words, engine, batches, ranks, step, fixed, checkpoints, metrics, weights)
     finally:
         batches.close()  # before MPI ends
 
 
-def _loop(config: Config, engine: Any, batches: Generator[Batch, None, None], ranks: Ranks, step: int, fixed: dict[str, Any],
-          checkpoints: Path, metrics: Path, weights: Path) -> dict[str, Any]:  # fmt: skip
+def _loop(config: Config, vocabulary: Vocabulary, engine: Any, batches: Generator[Batch, None, None], ranks: Ranks, step: int,
+          fixed: dict[str, Any], checkpoints: Path, metrics: Path, weights: Path) -> dict[str, Any]:  # fmt: skip
     training = config.training
     asked = {"stop": False}
 
@@ -116,7 +125,7 @@ def _loop(config: Config, engine: Any, batches: Generator[Batch, None, None], ra
                 batch, stop = _agreed_next(batches, ranks, asked["stop"])
                 meter.add(wait=time.monotonic() - waited)
                 state = batch.state or {}
-                losses = engine(batch, training.summary_share)
+                losses = engine(batch, training.summary_share, training.contrastive, training.reconstruction)
                 if ranks.any(not torch.isfinite(losses["loss"]).item())[0]:
                     nonfinite += 1
                     log.warning("step %d: non-finite loss on some rank, batch skipped (%d so far)", step, nonfinite)
@@ -146,7 +155,7 @@ def _loop(config: Config, engine: Any, batches: Generator[Batch, None, None], ra
         for s, handler in previous.items():
             signal.signal(s, handler)
     if ranks.rank == 0:
-        save_weights(weights, ds.full_weights(engine, checkpoints))
+        save_model(weights, config.model, vocabulary, ds.full_weights(engine, checkpoints))
     torch.distributed.barrier()
     return line or (_lines(metrics) or [{}])[-1]
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from hpcspec.adapt.heads import Head, Targets, Task, head_loss, make_task, targets
+from hpcspec.adapt.heads import Head, Output, Targets, Task, head_loss, make_task, targets
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.adapt.report import physical, pixel_matrix, scatter, table
-from hpcspec.config import Model
-from hpcspec.model.spectral import SpectralModel
 from tests.making import batch, dataset, spectrum
+from tests.model.small import OBJECTS, made
 
 N = 200
+NO_Z = torch.zeros(0)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_the_loss_is_cross_entropy_and_the_gaussian_one() -> None:
     variance = s.exp() + error**2
     classes = -torch.log_softmax(logits, 1)[known, kinds[known]].mean()
     gaussian = 0.5 * ((value - mean) ** 2 / variance + variance.log()).sum() / 6
-    torch.testing.assert_close(head_loss((logits, mean, s), Targets(kinds, value, error)), classes + gaussian)
+    torch.testing.assert_close(head_loss(Output(logits, mean, s), Targets(kinds, value, error, NO_Z)), classes + gaussian)
 
 
 def test_unknown_labels_give_no_loss_and_no_gradient() -> None:
@@ -94,24 +94,22 @@ def test_unknown_labels_give_no_loss_and_no_gradient() -> None:
     value = torch.full((4, 2), math.nan)
     value[1, 0] = 0.5
     kinds = torch.tensor([-1, -1, 2, -1])
-    head_loss((logits, mean, s), Targets(kinds, value, torch.zeros(4, 2))).backward()
+    head_loss(Output(logits, mean, s), Targets(kinds, value, torch.zeros(4, 2), NO_Z)).backward()
     assert logits.grad is not None and mean.grad is not None and s.grad is not None
     assert logits.grad.abs().sum(1).nonzero()[:, 0].tolist() == [2]
     assert mean.grad.nonzero().tolist() == [[1, 0]] and s.grad.nonzero().tolist() == [[1, 0]]
-    nothing = Targets(torch.full((4,), -1), torch.full((4, 2), math.nan), torch.zeros(4, 2))
-    assert head_loss((logits, mean, s), nothing).item() == 0
+    nothing = Targets(torch.full((4,), -1), torch.full((4, 2), math.nan), torch.zeros(4, 2), NO_Z)
+    assert head_loss(Output(logits, mean, s), nothing).item() == 0
 
 
 def test_a_head_reads_each_object_alone(task: Task) -> None:
-    torch.manual_seed(0)
-    config = Model(patch=8, width=32, layers=1, decoder_layers=1, heads=4, frequencies=8)
-    model, head = SpectralModel(config).double().eval(), Head(task, 32, 4, 0.1).double().eval()
-    objects = [spectrum(i, pixels=40 + 8 * (i % 3)) for i in range(5)]
-    together = batch(objects, 8)
-    outputs = head(model.encode(together))
-    assert [tuple(x.shape) for x in outputs] == [(5, 2), (5, 2), (5, 2)]
+    model, head = made().double(), Head(task, 32, 4, 0.1).double().eval()
+    objects = OBJECTS[:5]
+    together = batch(objects)
+    *outputs, redshift = head(model.encode(together))
+    assert [tuple(x.shape) for x in outputs] == [(5, 2), (5, 2), (5, 2)] and redshift is None
     for place, number in enumerate(together.objects.tolist()):
-        for all_, one in zip(outputs, head(model.encode(batch([objects[number]], 8))), strict=True):
+        for all_, one in zip(outputs, head(model.encode(batch([objects[number]])))[:3], strict=True):
             torch.testing.assert_close(all_[place], one[0], rtol=1e-8, atol=1e-9)
     assert not torch.equal(head.train()(model.encode(together))[0], head(model.encode(together))[0])  # dropout
 

@@ -31,15 +31,17 @@ from hpcspec.simulate import simulate
 from hpcspec.stream import index as stream_index
 from hpcspec.stream.batches import packs
 from hpcspec.stream.packing import Packed
+from hpcspec.stream.patches import coordinates_at
 from hpcspec.stream.stream import Stream
-from hpcspec.stream.tokens import coordinates_at
+from hpcspec.stream.vocabulary import Vocabulary
 from hpcspec.surveys import discover
 from hpcspec.surveys.observation import Observation, make_curve
 from tests.cluster.project import REPO, Project
 from tests.making import packed, shard, spectrum
 
 MODULE = "tests.cluster.test_stream_slurm"
-SEED, SHARE, PATCH, BUDGET, MIB = 3, 0.3, 16, 200, 0.25
+SEED, SHARE, BUDGET, MIB = 3, 0.3, 200, 0.25
+WORDS = Vocabulary(16, 4, bands=("V mag",))
 RANKS = {"mpi": 8, "plain": 2}  # through which h5py, and how many
 LAME = {"mpi": 5, "plain": 1}  # the rank whose disk fails it
 # A reader of an installed package: APOGEE files, each with a companion that makes it large, and a place where reading waits.
@@ -133,8 +135,8 @@ def one_rank(folder: Path, how: str) -> None:
     stream_index.describe = lambda path: (seen["described"].append(str(path)), describe(path))[1]
 
     def opened(paths: list[Path]) -> Stream:
-        return Stream(stream_index.open_index(paths, comm), SEED, 16, 2, 2, patch=PATCH, share=SHARE, rank=comm.rank,
-                      size=comm.size, comm=comm)  # fmt: skip
+        return Stream(stream_index.open_index(paths, comm), SEED, 16, 2, 2, vocabulary=WORDS, share=SHARE,
+                      rank=comm.rank, size=comm.size, comm=comm)  # fmt: skip
 
     for compression in ("none", "blosc"):
         stream = opened(shard_paths(folder / compression))

@@ -27,10 +27,13 @@ from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import Counts, ingest, quarantined_rows
 from hpcspec.shards.objects import collect
 from hpcspec.shards.shard import Shard
-from hpcspec.stream.batches import Batch, ordered_batches, packs
+from hpcspec.shards.variability import with_variability
+from hpcspec.stream.batch import Batch
+from hpcspec.stream.batches import ordered_batches, packs
 from hpcspec.stream.index import open_index
 from hpcspec.stream.stream import Stream
-from hpcspec.stream.tokens import tokenize
+from hpcspec.stream.tokens import Hiding, tokenize
+from hpcspec.stream.vocabulary import KINDS, vocabulary
 from hpcspec.surveys import SURVEYS, discover, read
 from hpcspec.surveys.observation import Observation
 from tests.damages.copies import Kind
@@ -38,7 +41,7 @@ from tests.making import stored
 
 SECONDS = 60  # for a dozen files; less than one is usual
 MEMORY = 2 << 30  # of addresses, beyond what imports take: what asks for more is refused, not killed
-PATCH, BUDGET = 16, 64
+PATCH, EPOCHS, BUDGET = 16, 4, 64
 NOBODY = 65534
 ROOT = Path(__file__).parents[2]
 PRELOAD = [*(f"hpcspec.surveys.{name}" for name in (*SURVEYS, "hats", "multimodal_hdf5")), "astropy.io.votable",
@@ -127,7 +130,7 @@ def _read(outcome: Outcome, survey: str, folder: Path, epochs: bool) -> None:
     found: list[Observation] = []
     for source in discover(survey, folder, epochs):
         items = list(read(survey, source))
-        ones = [item for item in items if isinstance(item, Observation)]
+        ones = [with_variability(item) for item in items if isinstance(item, Observation)]
         outcome.unusable |= {item.object_id for item in items if not isinstance(item, Observation)}
         outcome.files |= {one.object_id: [str(p.relative_to(folder)) for p in source.paths] for one in ones}
         found += ones
@@ -146,21 +149,24 @@ def _ingest(outcome: Outcome, survey: str, source: Path, out: Path, epochs: bool
         for one, number, _ in stored(path):
             outcome.objects[one.object_id], outcome.origin[one.object_id] = one, paths[number]
     index = open_index(shard_paths(out))
-    for batch in ordered_batches(index, np.arange(len(index)), PATCH, BUDGET):
+    words = vocabulary(index.shards, PATCH, EPOCHS, KINDS[1:])
+    for batch in ordered_batches(index, np.arange(len(index)), words, BUDGET):
         outcome.faults += _of_tokens(batch)
-    stream = Stream(index, seed=1, lanes=1, block=8, shuffle_blocks=2, patch=PATCH)
+    stream = Stream(index, seed=1, lanes=1, block=8, shuffle_blocks=2, vocabulary=words)
     try:
         for pack in islice(packs(stream, BUDGET), 2):
-            outcome.faults += _of_tokens(tokenize(pack, PATCH, 0.5))
+            outcome.faults += _of_tokens(tokenize(pack, words, Hiding(0.3, 0.7, 0.3)))
     finally:
         stream.close()
 
 
 def _of_tokens(batch: Batch) -> list[str]:
-    """What is not finite in a batch; the error of a bad sample is inf, and nothing else is."""
-    faults = [f"{name} of a token is not finite" for name in ("values", "coordinates", "scalars")
-              if not bool(torch.isfinite(getattr(batch, name)).all())]  # fmt: skip
-    return faults if bool((batch.sigma > 0).all()) else [*faults, "an error of a token is not positive"]
+    """What is not finite in a batch but the error of a bad sample, which is inf, and the phase at an unknown period."""
+    finite = {"spectra": ("values", "coordinates"), "curves": ("values", "times"), "scalars": ("value", "error")}
+    faults = [f"{name} of {group} are not finite" for group, names in finite.items() for name in names
+              if not bool(torch.isfinite(getattr(getattr(batch, group), name)).all())]  # fmt: skip
+    sound = ((batch.spectra.sigma > 0).all(), (batch.curves.sigma > 0).all(), (batch.scalars.error >= 0).all())
+    return faults if all(map(bool, sound)) else [*faults, "an error of a token is not positive"]
 
 
 def invalid(one: Observation) -> list[str]:

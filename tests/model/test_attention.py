@@ -64,6 +64,17 @@ def test_the_pool_sees_its_own_object_only_and_not_the_order_of_its_tokens() -> 
     torch.testing.assert_close(together[2:3], pool(x[[8, 6, 7]], Packing((3,))))
 
 
+def test_a_pool_of_several_queries_uses_the_one_asked_for() -> None:
+    torch.manual_seed(0)
+    pool, x = AttentionPool(16, 4, 3).double(), torch.randn(9, 16, dtype=torch.float64)
+    packing, which = Packing((4, 2, 3)), torch.tensor([2, 0, 1])
+    found = pool(x, packing, which)
+    every = [pool(x, packing, torch.full((3,), q)) for q in range(3)]
+    for i, q in enumerate(which.tolist()):
+        torch.testing.assert_close(found[i], every[q][i])
+    assert torch.equal(pool(x, packing), every[0]) and (every[0] - every[1]).abs().max() > 1e-4
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: FlashAttention over variable lengths runs on one only")
 def test_on_a_gpu_in_half_precision_it_is_the_same() -> None:
     queries, keys = Packing((3, 1, 7, 5)), Packing((4, 9, 2, 5))

@@ -17,26 +17,24 @@ from hpcspec.stream.batches import packs
 from hpcspec.stream.index import DataIndex, open_index
 from hpcspec.stream.packing import Packed
 from hpcspec.stream.stream import Stream, joined_state
-from hpcspec.surveys.observation import Observation, make_curve
-from tests.making import GRIDS, shard, spectrum
+from hpcspec.surveys.observation import Observation
+from tests.making import GRIDS, WORDS, curve, shard, spectrum, star
 
-PATCH = 8
 SHARDS = (("sdss", 1), ("sdss", 2), ("sdss", 5), ("sdss", 33), ("desi", 1), ("desi", 17), ("desi", 3), ("apogee", 200),
           ("apogee", 7), ("apogee", 1))  # fmt: skip
 
 
 def light_curve(number: int, count: int) -> Observation:
     """A star seen in one band, with a scalar and no spectrum."""
-    rng = np.random.default_rng([number, 2])
-    times = 2_450_000 + np.sort(rng.uniform(0, 2000, count))
-    curve = make_curve("V", times, rng.normal(14, 0.2, count), rng.uniform(0.01, 0.1, count), rng.random(count) < 0.1)
-    return spectrum(number, (), curves=(curve,), scalars={"teff": (5000.0 + number, 50.0)})
+    return spectrum(number, (), curves=(curve(number, count),), scalars={"teff": (5000.0 + number, 50.0)})
 
 
 def thing(number: int) -> Observation:
-    """Object `number` of the pool: 1 to 47 tokens, on any of the grids, at times a light curve or scalars alone."""
+    """Object `number` of the pool: 2 to 49 tokens, on any of the grids, at times a light curve, scalars, or all of them."""
     if number % 11 == 5:
         return light_curve(number, 1 + number % 40)
+    if number % 23 == 7:
+        return star(number, 8 * (number % 9))
     if number % 37 == 9:
         return spectrum(number, (), scalars={"parallax": (1.0 + number, 0.1)})
     grids = list(GRIDS)[number % 5 :][: 1 + number % 2]
@@ -65,7 +63,7 @@ class Case:
     @contextmanager
     def rank(self, rank: int = 0, size: int = 1, state: dict[str, Any] | None = None) -> Iterator[Stream]:
         """The stream of one rank, going on from a state of all."""
-        stream = Stream(self.index, **self.order, **self.options, patch=PATCH, rank=rank, size=size)
+        stream = Stream(self.index, **self.order, **self.options, vocabulary=WORDS, rank=rank, size=size)
         try:
             if state is not None:
                 stream.restore(state)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hpcspec.errors import UserError
 from hpcspec.shards.objects import healpix29
 from hpcspec.stream.index import DataIndex, open_index
+from hpcspec.stream.vocabulary import Vocabulary
 from hpcspec.surveys.observation import Observation
-from tests.making import GRIDS, batch, dataset, shard, spectrum
+from tests.making import GRIDS, batch, dataset, shard, spectrum, star, words
 from tests.stream.cases import Case, light_curve, thing, until
 
 OBJECTS = 400
@@ -76,16 +77,28 @@ def test_the_index_numbers_objects_through_all_shards(sky: DataIndex) -> None:
     np.testing.assert_array_equal(sky.column("healpix"), healpix29(sky.column("ra"), sky.column("dec")))
 
 
-@pytest.mark.parametrize("patch", [1, 7, 8, 32])
-def test_no_object_has_more_tokens_than_the_index_says(tmp_path: Path, patch: int) -> None:
-    ones = [spectrum(i, list(GRIDS)[: i % 4], pixels=5 + 9 * i) for i in range(1, 16) if i % 4] + [light_curve(3, 50), thing(9)]
-    limits = open_index([shard(tmp_path / "sdss-00000.h5", ones)]).tokens(patch)
-    lengths = [[len(a.flux) for a in one.arms] + [len(c.time) for c in one.curves] for one in ones]
-    assert limits.tolist() == [sum(-(-n // patch) for n in some) + 1 for some in lengths]
-    made = batch(ones, patch)
-    counts = np.array(made.lengths)[np.argsort(made.objects)] + 1
-    assert (counts <= limits).all()
-    assert patch == 1 or (counts == limits).any()  # it isn't just large; patches of one pixel lose the bad
+@pytest.mark.parametrize("size", [1, 7, 8, 32])
+def test_no_object_has_more_tokens_than_the_index_says(tmp_path: Path, size: int) -> None:
+    ones = [spectrum(i, list(GRIDS)[: i % 4], pixels=5 + 9 * i) for i in range(1, 16) if i % 4]
+    ones += [light_curve(3, 50), thing(9), star(2), spectrum(40, (), scalars={"age": (1.0, 0.1)})]
+    index = open_index([shard(tmp_path / "sdss-00000.h5", ones)])
+    for of in (
+        words(size),
+        words(size, size),
+        Vocabulary(size, 3, ("spectra",)),
+        Vocabulary(size, 3, ("scalars",), (), ("teff",)),
+    ):
+        limits, wanted = index.tokens(of), []
+        for one in ones:
+            arms = [len(a.flux) for a in one.arms] if "spectra" in of.inputs else []
+            curves = [len(c.time) for c in one.curves if f"{c.band} {c.unit}" in of.bands]
+            wanted.append(1 + sum(-(-n // size) for n in arms) + 2 * bool(arms) + sum(-(-n // of.epochs) + 2 for n in curves)
+                          + len(set(one.scalars) & set(of.measured)))  # fmt: skip
+        assert limits.tolist() == wanted
+        made = batch(ones, of)
+        counts = np.array(made.lengths)[np.argsort(made.objects)]
+        assert (counts <= limits).all()
+        assert size == 1 or (counts == limits).any()  # it isn't just large; patches of one pixel lose the bad
 
 
 @pytest.mark.parametrize("changed", [{"pixels": 13}, {"grids": ("linear",)}, {"ra": 10.0}, {"object_id": "new"}, {"number": 9}])

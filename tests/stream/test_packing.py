@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from hpcspec.stream import packing
 from hpcspec.stream.batches import PACKS_AHEAD, packs, prefetch
-from hpcspec.stream.index import DataIndex, open_index, tokens_of
+from hpcspec.stream.index import DataIndex, open_index
 from hpcspec.stream.packing import Memory, Packed, layout
-from hpcspec.stream.tokens import coordinates_at
+from hpcspec.stream.patches import coordinates_at
+from hpcspec.stream.vocabulary import IGNORED, Vocabulary
 from hpcspec.surveys.observation import Arm, Curve, Observation
-from tests.making import GRIDS, objects_of, packed, shard, spectrum
-from tests.stream.cases import PATCH, Case, cases, contents, light_curve, through_json
+from tests.making import GRIDS, WORDS, objects_of, packed, shard, spectrum
+from tests.stream.cases import Case, cases, contents, light_curve, through_json
 
 # Pixels of the arms of one spectrum, as the surveys deliver them.
 LENGTHS = {"sdss": [3850], "desi": [2751, 2326, 2881], "apogee": [2920, 2400, 1894], "galah": [4096] * 4}
@@ -49,6 +50,8 @@ def assert_holds(pack: Packed, wanted: Sequence[Observation]) -> None:
             assert value.tobytes() == wanted_value.tobytes() and ivar.tobytes() == wanted_ivar.tobytes()
             np.testing.assert_allclose(x, wanted_x, rtol=1e-14)
         assert pack.amplitude[i] == np.float32(one.amplitude) and pack.sn_median[i] == np.float32(one.sn_median)
+        known = [one.scalars.get(name, (np.nan, np.nan)) for name in WORDS.measured]
+        np.testing.assert_array_equal(pack.scalars[i].numpy(), np.array(known, np.float32))
 
 
 @st.composite
@@ -70,6 +73,10 @@ def test_a_pack_holds_the_samples_of_its_objects(ones: list[Observation]) -> Non
     assert_holds(pack, ones)
     assert pack.numbers.tolist() == list(range(len(ones))) and pack.epochs.tolist() == [3] * len(ones)
     assert pack.owner.tolist() == [i for i, one in enumerate(ones) for _ in measured(one)]
+    bands = [b for one in ones for b in [-1] * len(one.arms) + [WORDS.bands.index(f"{c.band} mag") for c in one.curves]]
+    assert pack.band.tolist() == bands
+    unread = packed(ones, of=Vocabulary(8, 4, ("scalars",), (), ("teff",)))
+    assert unread.band.tolist() == [IGNORED] * len(bands) and unread.scalars.shape == (len(ones), 1, 2)
 
 
 def test_samples_past_the_middle_of_a_grid_know_where_they_are() -> None:
@@ -86,14 +93,14 @@ def test_any_parts_of_a_layout_in_any_order_lie_as_their_objects_do(ones: list[O
     sets = [some for a, b in pairwise([0, *cuts, len(ones)]) if (some := ones[a:b])]
     order = data.draw(st.permutations(range(len(ones))).map(lambda of: of[: max(1, len(of) - 2)]))
     cut = data.draw(st.integers(0, len(order)))
-    of = layout([objects_of(some) for some in sets], np.arange(len(ones)), PATCH).take(np.array(order))
+    of = layout([objects_of(some) for some in sets], np.arange(len(ones)), WORDS).take(np.array(order))
     parts = [of.part(a, b) for a, b in ((0, cut), (cut, len(order))) if a < b]
     wanted = [ones[i] for i in order]
     alone = [objects_of([one]) for one in wanted]
     samples = np.concatenate([one.samples for one in alone], axis=1)
     assert_holds(packing.pack(parts, [0] * len(parts), torch.from_numpy(samples)), wanted)
     assert of.counts[:, 0].tolist() == order and of.samples[-1] == samples.shape[1]
-    assert np.diff(of.tokens).tolist() == [int(tokens_of(one.segments, one.pixels, PATCH)[0]) for one in alone]
+    assert np.diff(of.tokens).tolist() == [layout([one], np.zeros(1, int), WORDS).tokens[1] for one in alone]
     room = data.draw(st.integers(0, of.tokens[-1] + 3))
     stop = of.fitting(cut, len(of), room)
     assert of.tokens[stop] - of.tokens[cut] <= room and (stop == len(of) or of.tokens[stop + 1] - of.tokens[cut] > room)
@@ -112,7 +119,7 @@ def test_packs_hold_what_the_shards_do_and_keep_the_budget(pool: DataIndex, data
         state = held[-1].state
     with case.rank(rank, size, {**state, "positions": everywhere(lanes) | state["positions"]}) as stream:
         held += list(islice(packs(stream, budget), 12))
-    tokens = case.index.tokens(PATCH)
+    tokens = case.index.tokens(WORDS)
     for pack in held:
         assert len(pack) == 1 or tokens[pack.numbers].sum() <= budget
         assert_holds(pack, [case.thing(n) for n in pack.numbers.tolist()])
@@ -147,8 +154,19 @@ def test_resumed_packs_are_the_same_to_the_last_bit(pool: DataIndex, data: st.Da
         with case.rank(rank, size, through_json(states)) as stream:
             for new, old in zip(packs(stream, budget), whole[rank][cut + 1 :], strict=False):
                 assert contents(new) == contents(old) and new.state == old.state
-                for name in ("samples", "segments", "kind", "axis", "listed", "owner", "amplitude", "sn_median"):
-                    assert torch.equal(getattr(new, name), getattr(old, name))
+                for name in (
+                    "samples",
+                    "segments",
+                    "kind",
+                    "axis",
+                    "listed",
+                    "band",
+                    "owner",
+                    "amplitude",
+                    "sn_median",
+                    "scalars",
+                ):
+                    assert torch.equal(getattr(new, name).nan_to_num(-1), getattr(old, name).nan_to_num(-1))
 
 
 def mix(folder: Path, each: int) -> DataIndex:
@@ -163,10 +181,11 @@ def mix(folder: Path, each: int) -> DataIndex:
 
 def test_few_token_slots_are_left_empty(tmp_path: Path) -> None:
     index = mix(tmp_path, 130)
-    tokens = index.tokens(32)
+    of = Vocabulary(32)
+    tokens = index.tokens(of)
     case = Case(index, {"seed": 1, "lanes": 8, "block": 8, "shuffle_blocks": 2})
     with case.rank() as stream:
-        stream.patch = 32
+        stream.vocabulary = of
         used = [tokens[pack.numbers].sum() for pack in islice(packs(stream, 8192), 25)]
     assert max(used) <= 8192 and np.mean(used) / 8192 >= 0.97
 

@@ -25,8 +25,9 @@ from hpcspec.stream.batches import packs, training_batches
 from hpcspec.stream.index import DataIndex, open_index
 from hpcspec.stream.order import epoch_blocks
 from hpcspec.stream.stream import Stream
+from hpcspec.stream.tokens import Hiding
 from tests.cluster.conftest import unavailable
-from tests.making import dataset, shard, spectrum
+from tests.making import WORDS, dataset, shard, spectrum
 from tests.stream.cases import Case, cases, epochs_begun, one, packs_until, passed, through_json, until, world_sizes
 
 RANKS = 2
@@ -330,7 +331,7 @@ def test_a_shard_that_can_t_be_read_is_a_user_error(tmp_path: Path, harm: str, c
     case = Case(open_index(paths), {"seed": 1, "lanes": 2, "block": 4, "shuffle_blocks": 2})
     before = descriptors()
     stream = Stream(case.index, **case.order)
-    batches = training_batches(stream, 300, 0.5, 2, torch.device("cpu"))
+    batches = training_batches(stream, 300, Hiding(0.5, 0.5), 2, torch.device("cpu"))
     if harm == "emptied while open":
         next(batches)
         for path in paths:
@@ -374,7 +375,7 @@ def every_rank(folder: Path) -> None:
     """One rank of an MPI job: what it delivers of the first epoch."""
     comm = world()
     index = open_index(sorted(folder.glob("*.h5")) if comm.rank == 0 else [], comm)
-    stream = Stream(index, 5, 4, 2, 2, patch=8, rank=comm.rank, size=comm.size, comm=comm)
+    stream = Stream(index, 5, 4, 2, 2, vocabulary=WORDS, rank=comm.rank, size=comm.size, comm=comm)
     numbers = [number for _, number in packs_until(stream, 1, 30)]
     stream.close()
     (folder / f"{comm.rank}.json").write_text(json.dumps({"fingerprint": index.fingerprint, "numbers": numbers}))

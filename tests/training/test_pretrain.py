@@ -22,9 +22,10 @@ from tests.making import dataset
 
 STEPS = 6
 MODEL = {"patch": 8, "width": 32, "layers": 1, "decoder_layers": 1, "heads": 2, "frequencies": 8}
-TRAINING = {"steps": STEPS, "warmup": 2, "lr": 5e-3, "tokens_per_batch": 64, "lanes": 4, "block": 4, "shuffle_blocks": 2,
+TRAINING = {"steps": STEPS, "warmup": 2, "lr": 5e-3, "tokens_per_batch": 96, "lanes": 4, "block": 4, "shuffle_blocks": 2,
             "save_every": 2, "log_every": 1}  # fmt: skip
-KEYS = {"step", "lr", "loss", "spectra_s", "tokens_s", "data_wait", "memory_mib", "seconds", "nonfinite"}
+LOSSES = {f"loss_{of}" for of in ("spectra", "curves", "scalars", "summary", "contrastive")}
+KEYS = LOSSES | {"step", "lr", "loss", "spectra_s", "tokens_s", "data_wait", "memory_mib", "seconds", "nonfinite"}
 OFFLOAD = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from hpcspec.config import Config
 from hpcspec.errors import UserError
 from hpcspec.shards.format import shard_paths
-from hpcspec.stream.batches import Batch
+from hpcspec.stream.batch import Batch
 from hpcspec.training import pretrain as program
 
 deliver = program.training_batches
@@ -27,7 +27,9 @@ def poisoned(number: int, rank: int) -> Any:
     def batches(stream: Any, *rest: Any) -> Iterator[Batch]:
         mine = min(stream.positions) == rank
         for i, batch in enumerate(deliver(stream, *rest)):
-            yield replace(batch, values=batch.values * float("nan")) if mine and i == number else batch
+            if mine and i == number:
+                batch = replace(batch, spectra=batch.spectra._replace(values=batch.spectra.values * float("nan")))
+            yield batch
 
     return batches
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,20 @@ def pixel_matrix(index: DataIndex, numbers: np.ndarray, reference: np.ndarray | 
     for some, objects in in_order(index, np.sort(numbers)):
         for i, number in enumerate(some.tolist()):
             arms = objects.arms(i)
-            wavelength, flux = _joined(arms)
             if reference is None:
                 reference = np.unique(np.concatenate([w for w, _, _ in arms]))
-            flux = flux / (objects.columns["amplitude"][i] or 1.0)
-            rows[number] = np.interp(reference, wavelength, flux, left=np.nan, right=np.nan).astype(np.float32)
+            scaled = [(w, f / (objects.columns["amplitude"][i] or 1.0), v) for w, f, v in arms]
+            rows[number] = on_grid(scaled, reference).astype(np.float32)
     assert reference is not None
     return reference, np.stack([rows[n] for n in numbers.tolist()])
 
 
-def _joined(arms: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def on_grid(arms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:
+    """Values of arms (wavelength, value, ivar) interpolated over their good pixels to wavelengths (m,), NaN outside them."""
     wavelength = np.concatenate([w[i > 0] for w, _, i in arms])
-    flux = np.concatenate([f[i > 0] for _, f, i in arms]).astype(np.float64)
+    value = np.concatenate([v[i > 0] for _, v, i in arms]).astype(np.float64)
     order = np.argsort(wavelength)
-    return wavelength[order], flux[order]
+    return np.interp(grid, wavelength[order], value[order], left=np.nan, right=np.nan)
 
 
 def _features(train: np.ndarray, test: np.ndarray, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

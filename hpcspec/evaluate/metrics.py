@@ -1,0 +1,90 @@
+"""The figures that evaluations report. Arguments are truths and predictions (n,); what is not finite must be left out before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from astropy.stats import mad_std
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+CATASTROPHIC = 0.0033  # of Δz/(1+z): 1000 km/s
+
+
+def regression(truth: np.ndarray, value: np.ndarray) -> dict[str, float]:
+    """Robust scatter 1.4826·MAD about the median, plain standard deviation, and median of value − truth."""
+    residual = np.asarray(value, np.float64) - truth
+    return {"MAD": float(mad_std(residual)), "std": float(residual.std()), "bias": float(np.median(residual))}
+
+
+def coverage(truth: np.ndarray, value: np.ndarray, error: np.ndarray) -> dict[str, float]:
+    """Share of the truths within the central 68.27 % and 95 % intervals of a normal distribution of these errors."""
+    z = np.abs(value - truth) / error
+    return {"cover 68 %": float((z <= 1).mean()), "cover 95 %": float((z <= 1.96).mean())}
+
+
+def bound_ratio(truth: np.ndarray, value: np.ndarray, bound: np.ndarray) -> dict[str, float]:
+    """1.4826·MAD of (value − truth)/bound: 1 is an estimator at each object's Cramér–Rao bound."""
+    return {"scatter / bound": float(mad_std((value - truth) / bound))}
+
+
+def classification(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Accuracy, F1 averaged over the classes that occur in the truth, and recall averaged over them."""
+    truth, predicted = np.asarray(truth, str), np.asarray(predicted, str)
+    present = sorted(set(truth.tolist()))
+    recall = balanced_accuracy_score(np.searchsorted(present, truth), _codes(predicted, present)) if len(present) > 1 else np.nan
+    macro = f1_score(truth, predicted, labels=present, average="macro", zero_division=0)
+    return {"accuracy": float(accuracy_score(truth, predicted)), "macro-F1": float(macro), "balanced accuracy": float(recall)}
+
+
+def _codes(names: np.ndarray, present: list[str]) -> np.ndarray:
+    """Numbers of the classes; one that does not occur in the truth counts as some wrong one without a column of its own."""
+    place = {name: k for k, name in enumerate(present)}
+    return np.array([place.get(name, len(present)) for name in names.tolist()])
+
+
+def redshift(truth: np.ndarray, value: np.ndarray) -> dict[str, float]:
+    """NMAD of Δz/(1+z), 1.4826·median|Δz/(1+z) − median|, and the share beyond 1000 km/s."""
+    relative = (np.asarray(value, np.float64) - truth) / (1 + truth)
+    return {"NMAD": float(mad_std(relative)), "outliers": float((np.abs(relative) > CATASTROPHIC).mean())}
+
+
+def reduced_chi2(flux: np.ndarray, model: np.ndarray, ivar: np.ndarray, parameters: int = 0) -> float:
+    """χ² per degree of freedom over the pixels (n,) with ivar > 0; NaN where there are none."""
+    good = ivar > 0
+    freedom = int(good.sum()) - parameters
+    residual = flux[good].astype(np.float64) - model[good]
+    return float((residual**2 * ivar[good]).sum() / freedom) if freedom > 0 else float("nan")
+
+
+def retrieval(vectors: np.ndarray, keys: np.ndarray, k: int = 1, among: tuple[np.ndarray, np.ndarray] | None = None) -> float:
+    """Share of the vectors (n, d) with one of their own key among the k nearest (by cosine) of `among`, (m, d) and keys (m,).
+    Without it, of all the others, and only those count whose key occurs twice; NaN if none does."""
+    vectors, keys = np.asarray(vectors), np.asarray(keys)
+    others, theirs = (vectors, keys) if among is None else among
+    names, count = np.unique(keys, return_counts=True)
+    asked = np.isin(keys, names[count > 1]) if among is None else np.ones(len(keys), bool)
+    if not asked.any():
+        return float("nan")
+    wanted = min(k + (among is None), len(others))
+    rows = NearestNeighbors(n_neighbors=wanted, metric="cosine", algorithm="brute").fit(others).kneighbors(
+        vectors[asked], return_distance=False)  # fmt: skip
+    own = rows == np.flatnonzero(asked)[:, None] if among is None else np.zeros(rows.shape, bool)
+    own[:, -1] |= ~own.any(1) if among is None else False  # an equal of it came first: one too many was asked for
+    return float(((np.asarray(theirs)[rows] == keys[asked][:, None]) & ~own).any(1).mean())
+
+
+def precision_at(score: np.ndarray, is_true: np.ndarray, k: int) -> float:
+    """Share of true ones among the k of the highest score."""
+    return float(np.asarray(is_true, bool)[np.argsort(-np.asarray(score), kind="stable")[:k]].mean())
+
+
+def auroc(score: np.ndarray, is_true: np.ndarray) -> float:
+    """Area under the receiver operating characteristic."""
+    return float(roc_auc_score(is_true, score))
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation over the seeds; NaN for the deviation of one seed."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")

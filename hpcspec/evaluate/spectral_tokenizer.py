@@ -1,0 +1,231 @@
+"""Experiments of the spectral tokenizer's row: repeat observations, reconstruction, and one survey's spectrum from another's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from sklearn.decomposition import PCA
+
+from hpcspec.errors import UserError
+from hpcspec.evaluate import metrics, plots
+from hpcspec.evaluate.baselines import Templates
+from hpcspec.evaluate.inputs import NotMeasured, pixels
+from hpcspec.evaluate.model import rows_of
+from hpcspec.evaluate.report import Result
+from hpcspec.evaluate.spec import Experiment
+from hpcspec.evaluate.workspace import Workspace
+from hpcspec.surveys.observation import Arm, Observation
+
+GAPS, GAP = 6, 0.02  # stretches hidden in each arm, and the share of its pixels that one has
+SMOOTH = 8  # pixels, σ
+COMPONENTS = 30
+Expected = Callable[[Observation, np.ndarray], tuple[np.ndarray, np.ndarray]]  # flux and error at wavelengths (w,)
+
+
+def repeats(work: Workspace, said: Experiment, result: Result) -> None:
+    """Whether the nearest neighbour of an observation is another of the same object. Uses data, runs, folders, match; the
+    baseline `pca` is the first 100 principal components of the training set, or of these objects where there is none."""
+    data = work.evaluation.data[said.data]
+    samples = {folder: work.sample(said.data, folder) for folder in said.folders}
+    keys = np.concatenate([s.column(said.match) for s in samples.values()])
+    if not keys.size or np.unique(keys[keys != ""], return_counts=True)[1].max(initial=0) < 2:
+        raise NotMeasured(f"no two observations in {', '.join(said.folders)} of {said.data} have the same {said.match}")
+    keys = np.array([k or f"alone {i}" for i, k in enumerate(keys.tolist())])
+
+    def found(method: str, vectors: np.ndarray, model: bool) -> None:
+        figures = {f"retrieval@{k}": metrics.retrieval(vectors, keys, k) for k in (1, 5)}
+        _, back, count = np.unique(keys, return_inverse=True, return_counts=True)
+        result.add("repeats", method, figures, int((count[back] > 1).sum()), model)
+
+    if "pca" in said.baselines:
+        objects = [one for s in samples.values() for one in s.objects]
+        try:
+            train = pixels(work.sample(said.data, "train").objects)
+        except NotMeasured:
+            train = pixels(objects)
+        seen = pixels(objects, train.grid)
+        pca = PCA(min(100, len(train.flux) - 1), svd_solver="randomized", random_state=1, whiten=True).fit(train.filled())
+        found("pca", pca.transform(np.where(np.isfinite(seen.flux), seen.flux, pca.mean_)), False)
+    for run in said.runs:
+        try:
+            for seed in work.seeds(work.evaluation.runs[run].seeds):
+                model = work.model(run, seed, {})
+                tables = [model.catalogue(data.survey, work.folder(said.data, f), f"{said.data}-{f}") for f in said.folders]
+                rows = [rows_of(t, s.ids) for t, s in zip(tables, samples.values(), strict=True)]
+                if any((r < 0).any() for r in rows):
+                    raise NotMeasured(f"the catalogue lacks objects of {said.data}")
+                vectors = np.concatenate([np.asarray(t["embedding"])[r] for t, r in zip(tables, rows, strict=True)])
+                found(run, vectors, True)
+                if run == said.runs[0]:
+                    classes = np.concatenate([s.classes for s in samples.values()])
+                    name = plots.embedding_map(work.output / f"{result.name}-map.png", vectors, {"class": classes})
+                    result.plots.append(name)
+        except NotMeasured as reason:
+            result.missing.append(f"{run}: {reason}")
+
+
+def with_gaps(one: Observation, rng: np.random.Generator) -> tuple[Observation, list[np.ndarray]]:
+    """The object with random stretches of each arm unseen, and where they are: (n,) bool for each arm."""
+    arms, hidden = [], []
+    for arm in one.arms:
+        mask, size = np.zeros(len(arm.flux), bool), max(int(GAP * len(arm.flux)), 1)
+        for start in rng.integers(0, max(len(arm.flux) - size, 1), GAPS):
+            mask[start : start + size] = True
+        arms.append(replace(arm, ivar=np.where(mask, np.float32(0), arm.ivar)))
+        hidden.append(mask)
+    return replace(one, arms=tuple(arms)), hidden
+
+
+def smoothed(one: Observation, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The object's own flux, smoothed with its weights over a few pixels, interpolated; the error is 0."""
+    parts = []
+    for arm in one.arms:
+        weight = gaussian_filter1d(arm.ivar.astype(np.float64), SMOOTH)
+        level = gaussian_filter1d(arm.ivar * arm.flux.astype(np.float64), SMOOTH) / np.maximum(weight, 1e-300)
+        use = weight > 1e-6 * max(float(arm.ivar.max()), 1e-300)
+        parts.append((arm.wavelength[use], level[use]))
+    w, flux = (np.concatenate([p[i] for p in parts]) for i in range(2))
+    order = np.argsort(w)
+    return np.interp(wavelength, w[order], flux[order]), np.zeros(len(wavelength))
+
+
+def _templates(work: Workspace, data: str) -> Expected:
+    train = pixels(work.sample(data, "train").objects)
+    made = Templates(train, COMPONENTS, 1)
+
+    def expected(one: Observation, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scale = one.amplitude or 1.0
+        arms = [(a.wavelength, a.flux / scale, a.ivar * scale**2) for a in one.arms]
+        return scale * made.at(arms, wavelength), np.zeros(len(wavelength))
+
+    return expected
+
+
+def _generated(model: Any) -> Expected:
+    def expected(one: Observation, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            flux, error = model.generate([one], wavelength)
+        except UserError as refused:
+            raise NotMeasured(str(refused)) from refused
+        return flux[0].astype(np.float64), error[0].astype(np.float64)
+
+    return expected
+
+
+def _methods(work: Workspace, said: Experiment, result: Result, templates: str) -> dict[str, Expected]:
+    """The baselines and the runs that can be had, by name."""
+    found: dict[str, Expected] = {}
+    for name in said.baselines:
+        if name == "smoothed":
+            found[name] = smoothed
+        elif name == "templates":
+            found[name] = _templates(work, templates)
+        else:
+            raise UserError(f"baselines: {name!r} can't reconstruct: known are smoothed, templates")
+    for run in said.runs:
+        try:
+            found[run] = _generated(work.model(run, work.evaluation.runs[run].seeds[0], {}).loaded())
+            result.models.append(run)
+        except NotMeasured as reason:
+            result.missing.append(f"{run}: {reason}")
+    return found
+
+
+def _over(arms: Sequence[Arm], seen: Observation, expected: Expected) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [expected(seen, arm.wavelength) for arm in arms]
+
+
+def _chi2(
+    arms: Sequence[Arm], models: Sequence[tuple[np.ndarray, np.ndarray]], where: Sequence[np.ndarray]
+) -> tuple[float, float]:
+    """χ² per pixel over some pixels of the arms: with the errors of the observation, and with the model's added to them."""
+    flux, ivar = (np.concatenate([getattr(a, k)[m] for a, m in zip(arms, where, strict=True)]).astype(np.float64)
+                  for k in ("flux", "ivar"))  # fmt: skip
+    model, error = (np.concatenate([x[i][m] for x, m in zip(models, where, strict=True)]) for i in range(2))
+    ivar = np.where(np.isfinite(model), ivar, 0.0)
+    both = np.where(ivar > 0, 1 / (1 / np.where(ivar > 0, ivar, 1) + error**2), 0.0)
+    model = np.nan_to_num(model)
+    return metrics.reduced_chi2(flux, model, ivar), metrics.reduced_chi2(flux, model, both)
+
+
+def _add(result: Result, target: str, method: str, values: Sequence[tuple[float, float]]) -> None:
+    """Medians and means over the objects of χ² per pixel, and the median with the model's own error included."""
+    table = np.array([v for v in values if np.isfinite(v[0])])
+    if not len(table):
+        return
+    figures = {"chi2/pixel": float(np.median(table[:, 0])), "chi2/pixel, mean": float(table[:, 0].mean())}
+    if method in result.models:
+        figures["chi2/pixel, with the model's error"] = float(np.median(table[:, 1]))
+    result.add(target, method, figures, len(table), method in result.models)
+
+
+def reconstruction(work: Workspace, said: Experiment, result: Result) -> None:
+    """χ² per pixel of held-out objects on their native grids, with all pixels given, and of pixels that were hidden. Uses
+    data, runs, folders (the first), objects; baselines `smoothed` and `templates` (components of the training set)."""
+    test = work.sample(said.data, said.folders[0])
+    chosen = np.sort(np.random.default_rng(1).permutation(len(test))[: 5 if work.quick else said.objects])
+    objects = [one for one in test[chosen].objects if one.arms]
+    if not objects:
+        raise NotMeasured(f"{said.data} holds no spectra")
+    gaps = [with_gaps(one, np.random.default_rng([1, i])) for i, one in enumerate(objects)]
+    for method, expected in _methods(work, said, result, said.data).items():
+        began = time.monotonic()
+        whole, filled = [], []
+        try:
+            for i, (one, (seen, hidden)) in enumerate(zip(objects, gaps, strict=True)):
+                models = _over(one.arms, one, expected)
+                whole.append(_chi2(one.arms, models, [np.ones(len(a.flux), bool) for a in one.arms]))
+                if any((a.ivar > 0).any() for a in seen.arms):
+                    models = _over(one.arms, seen, expected)
+                    filled.append(_chi2(one.arms, models, hidden))
+                if i == 0:
+                    k = int(np.argmax([(a.ivar > 0).sum() for a in one.arms]))
+                    arm, name = one.arms[k], work.output / f"{result.name}-{method}.png"
+                    title = f"{one.object_id}, {method}; shaded: not seen"
+                    result.plots.append(
+                        plots.reconstruction(name, arm.wavelength, arm.flux, arm.ivar, models[k][0], hidden[k], title)
+                    )
+        except NotMeasured as reason:
+            result.missing.append(f"{method}: {reason}")
+        _add(result, "all pixels seen", method, whole)
+        _add(result, "hidden pixels", method, filled)
+        result.seconds[method] = time.monotonic() - began
+
+
+def cross_survey(work: Workspace, said: Experiment, result: Result) -> None:
+    """The spectrum that `other` observed, predicted from that of `data` of the same object (`match`), over the wavelengths
+    that both have, and beyond. Uses data, other, runs, folders (the first), objects; baselines `smoothed` and `templates`
+    (components of the other survey's training set, fitted to what is given)."""
+    if said.other is None:
+        raise UserError(f"experiments.{result.name}: cross_survey needs `other`, a data set of the same objects")
+    given, wanted = work.sample(said.data, said.folders[0]), work.sample(said.other, said.folders[0])
+    place = {k: i for i, k in enumerate(wanted.column(said.match).tolist()) if k}
+    pairs = [(given.objects[i], wanted.objects[place[k]]) for i, k in enumerate(given.column(said.match).tolist()) if k in place]
+    pairs = pairs[: 5 if work.quick else said.objects]
+    if not pairs:
+        raise NotMeasured(f"no object of {said.data} has the {said.match} of one of {said.other}")
+    for method, expected in _methods(work, said, result, said.other).items():
+        began = time.monotonic()
+        values: dict[str, list[tuple[float, float]]] = {"wavelengths that both have": [], "wavelengths of the other alone": []}
+        try:
+            for i, (one, target) in enumerate(pairs):
+                low, high = min(a.wavelength[0] for a in one.arms), max(a.wavelength[-1] for a in one.arms)
+                models = _over(target.arms, one, expected)
+                both = [(a.wavelength >= low) & (a.wavelength <= high) for a in target.arms]
+                for key, where in zip(values, (both, [~m for m in both]), strict=True):
+                    values[key].append(_chi2(target.arms, models, where))
+                if i == 0:
+                    arm = target.arms[0]
+                    name = work.output / f"{result.name}-{method}.png"
+                    title = f"{said.other} from {said.data}: {target.object_id}, {method}"
+                    result.plots.append(plots.reconstruction(name, arm.wavelength, arm.flux, arm.ivar, models[0][0], None, title))
+        except NotMeasured as reason:
+            result.missing.append(f"{method}: {reason}")
+        for key, found in values.items():
+            _add(result, key, method, found)
+        result.seconds[method] = time.monotonic() - began

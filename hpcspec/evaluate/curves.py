@@ -129,7 +129,7 @@ def gru(train: Sample, test: Sample, seed: int, effort: Effort, metadata: bool) 
     model = Gru(len(bands), tables[0].shape[1], len(names))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     size = 32
-    epochs = max(effort.epochs, round(effort.epochs * 500 / len(train))) if effort.epochs > 2 else effort.epochs
+    epochs = round(effort.epochs * max(1.0, (500 / len(train)) ** 0.5))
     steps = epochs * -(-len(train) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     rarity = torch.tensor(np.sqrt(len(codes) / (len(names) * np.bincount(codes))), dtype=torch.float32)

@@ -129,8 +129,10 @@ class Pixels:
 
     def filled(self) -> np.ndarray:
         """Flux with gaps at the mean of the good pixels of the same wavelength."""
-        mean = np.nanmean(self.flux, axis=0)
-        return np.where(np.isfinite(self.flux), self.flux, np.nan_to_num(mean, nan=1.0))
+        good = np.isfinite(self.flux)
+        count = good.sum(0)
+        mean = np.where(count, np.where(good, self.flux, 0).sum(0) / np.maximum(count, 1), 1.0)
+        return np.where(good, self.flux, mean)
 
     def flattened(self) -> tuple[np.ndarray, np.ndarray]:
         """Flux over its local level (Gaussian, good pixels only), 1 in gaps, and the ivar of that: (n, m) each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ from hpcspec.evaluate.spec import Experiment
 from hpcspec.evaluate.workspace import Workspace
 from hpcspec.surveys.observation import Observation
 
+log = logging.getLogger(__name__)
 Predictions = dict[str, np.ndarray]  # by target; errors of parameters under "<target>_err"
 
 
@@ -55,6 +57,7 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
                 began = time.monotonic()
                 found = baseline(work, method, part, held, said, seed, inputs)
                 result.seconds.setdefault(method, time.monotonic() - began)
+                log.info("%s, %s, %s: %.0f s", method, _amount(amount), f"seed {seed}", time.monotonic() - began)
                 score(method, held, found, False, len(part))
         for run in said.runs:
             try:

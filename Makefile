@@ -1,12 +1,15 @@
 # make env    the Python environment in .venv, nothing needs root or a compiler
 # make demo   the whole suite on synthetic surveys, on this machine
 # make test   all tests; as root on Debian it also installs the real Slurm, MPI and HDF5 that they run on
+# make evaluate   what each row of configs/evaluations shows, on the data in $HPCSPEC_REAL_DATA: hours on two cores
 # make lint   ruff
 # make clean  removes .venv, caches and build outputs; runs/ stays
 PYTHON ?= python3
 # Installed first and pinned, so that the machine's own choice of build (CPU or CUDA) is the one that stays.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+EVALUATE_OUTPUT ?= runs/evaluate
+EVALUATE_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +19,7 @@ DEV := $(VENV)/.dev
 HAS_MPI := import mpi4py; mpi4py.rc.initialize = False; import mpi4py.MPI
 
 .DEFAULT_GOAL := env
-.PHONY: env demo test lint clean
+.PHONY: env demo test evaluate lint clean
 
 env: $(DEV)
 
@@ -43,6 +46,10 @@ test: $(DEV)
 	@scripts/install-system.sh || test "$$HPCSPEC_REQUIRE_CLUSTER" != 1
 	@scripts/install-h5py-mpi.sh $(VENV) || test "$$HPCSPEC_REQUIRE_CLUSTER" != 1
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+evaluate: $(CORE)
+	for row in $(patsubst configs/evaluations/%.yaml,%,$(wildcard configs/evaluations/*.yaml)); do \
+		$(BIN)/python -m hpcspec.evaluate $$row --output $(EVALUATE_OUTPUT) $(EVALUATE_ARGS) || exit 1; done
 
 lint: $(DEV)
 	$(BIN)/ruff check .

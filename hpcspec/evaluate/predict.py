@@ -14,7 +14,7 @@ from astropy.table import Table
 
 from hpcspec.errors import UserError
 from hpcspec.evaluate import curves, metrics, plots
-from hpcspec.evaluate.baselines import REPEATABLE, SPECTRA, fit_predict, forest, scalar_table
+from hpcspec.evaluate.baselines import ONCE, SPECTRA, fit_predict, forest, scalar_table
 from hpcspec.evaluate.inputs import NotMeasured, Pixels, Sample, pixels, subset
 from hpcspec.evaluate.model import column, rows_of
 from hpcspec.evaluate.report import Result
@@ -50,7 +50,7 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
 
         for method in said.baselines:
             for seed in work.seeds(said.seeds):
-                if method in REPEATABLE and amount == 1 and not data.split and seed != said.seeds[0]:
+                if method in ONCE and amount == 1 and not data.split and seed != said.seeds[0]:
                     continue
                 held = work.sample(said.data, said.folders[0], seed if data.split else 1)
                 part = subset(_labelled(work.sample(said.data, "train", seed if data.split else 1), said), amount, seed)
@@ -173,7 +173,7 @@ def scored(target: str, test: Sample, found: Mapping[str, np.ndarray], within: l
     if target == "class":
         return (metrics.classification(test.classes[use], found["class"][use]) if use.any() else {}), int(use.sum())
     value = np.asarray(found[target], np.float64)
-    use = use & np.isfinite(value)
+    having, use = int(use.sum()), use & np.isfinite(value)
     truth = test.values[target]
     if use.sum() < 5:
         return {}, int(use.sum())
@@ -184,6 +184,8 @@ def scored(target: str, test: Sample, found: Mapping[str, np.ndarray], within: l
     bound = test.values.get(f"{target} bound")
     if bound is not None and np.isfinite(bound[use]).all():
         figures |= metrics.bound_ratio(truth[use], value[use], bound[use])
+    if use.sum() < having:
+        figures["without a value"] = float(1 - use.sum() / having)
     return figures, int(use.sum())
 
 

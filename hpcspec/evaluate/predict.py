@@ -35,8 +35,7 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
     data, inputs = work.evaluation.data[said.data], Inputs(said.metadata)
     shown: dict[str, Predictions] = {}
     curve: dict[tuple[str, str], dict[str, dict[float, list[float]]]] = {}
-    splits = work.seeds(said.seeds) if data.split else [1]
-    test = work.sample(said.data, said.folders[0], splits[0])
+    test = work.sample(said.data, said.folders[0], said.seeds[0] if data.split else 1)
     for amount in said.labels:
 
         def score(method: str, test: Sample, found: Predictions, model: bool, n: float, amount: float = amount) -> None:
@@ -61,15 +60,17 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
                 score(method, held, found, False, len(part))
         for run in said.runs:
             try:
-                for seed in work.seeds(work.evaluation.runs[run].seeds):
-                    part = subset(_labelled(work.sample(said.data, "train", splits[0]), said), amount, seed)
-                    model = work.model(run, seed, {said.data: part}, splits[0])
+                for seed in work.seeds(said.seeds if data.split else work.evaluation.runs[run].seeds):
+                    at = seed if data.split else 1
+                    held = work.sample(said.data, said.folders[0], at)
+                    part = subset(_labelled(work.sample(said.data, "train", at), said), amount, seed)
+                    model = work.model(run, seed, {said.data: part}, at)
                     if said.metadata:
-                        folder = work.folder(said.data, said.folders[0], splits[0])
+                        folder = work.folder(said.data, said.folders[0], at)
                         table = model.catalogue(data.survey, folder, f"{said.data}-{said.folders[0]}")
                     else:
-                        table = asked(model.loaded(), [replace(one, scalars={}) for one in test.objects])
-                    score(run, test, from_table(table, test, said.targets), True, len(part))
+                        table = asked(model.loaded(), [replace(one, scalars={}) for one in held.objects])
+                    score(run, held, from_table(table, held, said.targets), True, len(part))
                     result.seconds.setdefault(run, model.seconds)
             except NotMeasured as reason:
                 result.missing.append(f"{run}, {_amount(amount)}: {reason}")

@@ -82,15 +82,20 @@ class Workspace:
             self.output / "runs" / f"{run}-s{seed}" if split_seed == 1 else self.output / "runs" / f"{run}-s{seed}-{split_seed}"
         )
         quick = self.evaluation.quick if self.quick else {}
-        made = self._models.setdefault(
-            (run, seed, split_seed), ModelUnderTest(folder, said.config, {**said.set, **quick}, seed, said.minutes)
-        )
-        surveys = {}
+        key = (run, seed, split_seed)
+        if key not in self._models:
+            try:
+                self._models[key] = ModelUnderTest(folder, said.config, {**said.set, **quick}, seed, said.minutes)
+            except UserError as error:
+                raise NotMeasured(str(error)) from error
+        surveys: dict[str, Training] = {}
         for name in said.data:
             data, sample = self.evaluation.data[name], labels.get(name) or self.sample(name, "train", split_seed)
+            if data.survey in surveys:
+                raise UserError(f"runs.{run}.data: two data sets are of the survey {data.survey}")
             table = folder / "labels" / f"{name}-{len(sample)}.csv"
             sample.write_labels(table)
             learned = tuple(p for p in data.parameters if sample.known([p]).sum() >= 10)
             surveys[data.survey] = Training(self.folder(name, "train", split_seed), table, bool(data.object_class), learned)
-        made.use(surveys)
-        return made
+        self._models[key].use(surveys)
+        return self._models[key]

@@ -10,7 +10,7 @@ from hpcspec.evaluate.baselines import Effort
 from hpcspec.evaluate.inputs import Pixels, Sample, subset
 from hpcspec.surveys.observation import Observation, make_curve
 
-EFFORT = Effort(trees=60, epochs=6, threads=1)
+EFFORT = Effort(trees=60, epochs=4, threads=1)
 GRID = np.linspace(5000.0, 5600.0, 300)
 
 

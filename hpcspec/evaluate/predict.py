@@ -138,8 +138,9 @@ class Inputs:
         """Of objects with light curves, and their scalars where metadata may be used: (n, m)."""
         self._bands = self._bands or sorted({c.band for one in sample.objects for c in one.curves})
         new = [one for one in sample.objects if one.object_id not in self._features]
-        made = curves.features(new, self._bands)
-        self._features |= {one.object_id: row for one, row in zip(new, made, strict=True)}
+        if new:
+            made = curves.features(new, self._bands)
+            self._features |= {one.object_id: row for one, row in zip(new, made, strict=True)}
         return np.stack([self._features[name] for name in sample.ids])
 
     def scalars(self, *samples: Sample) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ import pytest
 from hpcspec.evaluate import baselines, curves
 from hpcspec.evaluate.baselines import Effort
 from hpcspec.evaluate.inputs import Pixels, Sample, subset
+from hpcspec.evaluate.predict import Inputs
 from hpcspec.surveys.observation import Observation, make_curve
 
 EFFORT = Effort(trees=60, epochs=4, threads=1)
@@ -85,7 +86,10 @@ def variables(n: int, seed: int) -> Sample:
 
 def test_light_curves() -> None:
     train, test = variables(90, 1), variables(45, 2)
-    features = [curves.features(s.objects, ["V"]) for s in (train, test)]
+    inputs = Inputs(False)
+    features = [inputs.features(s) for s in (train, test)]
+    np.testing.assert_array_equal(inputs.features(test), features[1])  # kept
+    assert inputs.scalars(train)[0].shape == (90, 0) and Inputs(True).scalars(train, test)[1].shape == (45, 1)
     assert np.median(features[1][test.classes == "saw"][:, 0]) == pytest.approx(5.3, rel=0.01)
     found = baselines.forest(features[0], train.classes, features[1], 1, EFFORT)
     assert (found == test.classes).mean() > 0.9

@@ -88,7 +88,7 @@ def _expand(value: Any) -> Any:
     return os.path.expandvars(value) if isinstance(value, str) else value
 
 
-def _assign(tree: dict[str, Any], assignment: str) -> None:
+def assign(tree: dict[str, Any], assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
         raise UserError(f"--set {assignment!r}: write it as a.b=value")
@@ -176,7 +176,7 @@ def _resolved(tree: dict[str, Any], settings: Iterable[str], where: str) -> Conf
     for assignment in settings:
         if "surveys" in tree:
             tree["surveys"] = _by_name(tree["surveys"])
-        _assign(tree, assignment)
+        assign(tree, assignment)
     for section in ("model", "training"):
         if section in tree:
             tree[section] = _resolve(FOLDERS[section], tree[section])

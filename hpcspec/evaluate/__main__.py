@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hpcspec import __version__
-from hpcspec.config import config_folder
+from hpcspec.config_files import config_folder
 from hpcspec.errors import UserError
 from hpcspec.evaluate import astrom3, spectral_tokenizer
 from hpcspec.evaluate.inputs import NotMeasured

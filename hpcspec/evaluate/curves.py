@@ -106,7 +106,7 @@ def _scalars(train: Sequence[Observation], test: Sequence[Observation], metadata
 
 
 def _median_and_scatter(one: Observation) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for curve in one.curves:
         value = _good(curve)[1]
         if len(value):

@@ -159,5 +159,5 @@ def pixels(objects: Sequence[Observation], grid: np.ndarray | None = None) -> Pi
             near[at], near[at - 1] = True, True
         errors = [(w, i, i) for w, _, i in arms]
         rows.append((on_grid(arms, grid), np.where(near, np.nan_to_num(on_grid(errors, grid)), 0.0)))
-    flux, ivar = (np.stack(x).astype(np.float32) for x in zip(*rows, strict=True))
-    return Pixels(grid, flux, ivar)
+    values, weights = (np.stack(x).astype(np.float32) for x in zip(*rows, strict=True))
+    return Pixels(grid, values, weights)

@@ -21,7 +21,7 @@ from astropy.table import Table
 
 from hpcspec.atomic import read_json, write_json, write_text
 from hpcspec.cluster.run import digest
-from hpcspec.config import dump, load, named_file
+from hpcspec.config_files import dump, load, named_file
 from hpcspec.errors import UserError
 from hpcspec.evaluate.inputs import NotMeasured
 
@@ -94,7 +94,7 @@ class ModelUnderTest:
         if (read_json(marker) or {}).get("key") == self._key:
             return
         write_text(self._folder / "evaluate.yaml", self._text)
-        arguments = ["adapt", "--config", self._folder / "evaluate.yaml", "--run", self.path, "--executor", "local"]
+        arguments: list[str | Path] = ["adapt", "--config", self._folder / "evaluate.yaml", "--run", self.path, "--executor", "local"]
         write_json(marker, {"key": self._key, "seconds": submit(arguments, self._log, self._minutes)})
 
     @property
@@ -110,7 +110,7 @@ class ModelUnderTest:
         out = self._folder / "catalogs" / f"{name}-{self._key[:12]}"
         if not (out / "evaluated.json").is_file():
             self._train()
-            arguments = ["catalog", "--run", self.path, "--survey", survey, "--input", folder, "--output", out]
+            arguments: list[str | Path] = ["catalog", "--run", self.path, "--survey", survey, "--input", folder, "--output", out]
             seconds = submit([*arguments, "--executor", "local"], self._log, self._minutes)
             write_json(out / "evaluated.json", {"seconds": seconds})
         table = Table.read(out / f"hpcspec-{survey}.fits", character_as_bytes=False)

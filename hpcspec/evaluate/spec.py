@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from hpcspec.config import Section, assign, config_folder, read_yaml, validated
+from hpcspec.config import Section
+from hpcspec.config_files import assign, config_folder, read_yaml, validated
 from hpcspec.errors import UserError
 
 

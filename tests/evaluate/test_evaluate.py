@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from hpcspec.config import config_folder
+from hpcspec.config_files import config_folder
 from hpcspec.errors import UserError
 from hpcspec.evaluate.__main__ import KINDS, main
 from hpcspec.evaluate.report import Result, write

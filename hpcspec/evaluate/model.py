@@ -94,7 +94,8 @@ class ModelUnderTest:
         if (read_json(marker) or {}).get("key") == self._key:
             return
         write_text(self._folder / "evaluate.yaml", self._text)
-        arguments: list[str | Path] = ["adapt", "--config", self._folder / "evaluate.yaml", "--run", self.path, "--executor", "local"]
+        config = self._folder / "evaluate.yaml"
+        arguments: list[str | Path] = ["adapt", "--config", config, "--run", self.path, "--executor", "local"]
         write_json(marker, {"key": self._key, "seconds": submit(arguments, self._log, self._minutes)})
 
     @property

@@ -18,6 +18,7 @@ from hpcspec.model.unified import Encoded
 
 LOWEST, HIGHEST, STEP = -0.02, 2.08, 0.002  # ln(1+z): up to z = 7
 PERIOD = 4.0  # in ln λ: more than the bins and the wavelengths of a spectrum span together
+MIDDLE = 8.6  # ln λ from which phases count, so that single precision is enough for them
 FREQUENCIES, CHANNELS = 1280, 64
 BLUR = 0.0012  # σ in ln λ of the sharpest vote
 NEAR = 4  # bins around the most probable one, of which mean and variance are taken
@@ -37,7 +38,7 @@ class Redshift(nn.Module):
     def forward(self, encoded: Encoded, hidden_NH: torch.Tensor) -> torch.Tensor:
         assert encoded.log_wavelength is not None
         seen = torch.isfinite(encoded.log_wavelength)
-        x, owner = encoded.log_wavelength[seen].float(), segments(encoded.packing.lengths, seen.device)[seen]
+        x, owner = encoded.log_wavelength[seen].float() - MIDDLE, segments(encoded.packing.lengths, seen.device)[seen]
         frequency = 2 * math.pi * torch.arange(1, FREQUENCIES + 1, device=x.device) / PERIOD
         sharpness = torch.exp(-0.5 * (frequency * BLUR) ** 2)
         sharpness = 0.3 * sharpness / sharpness.norm()

@@ -17,6 +17,7 @@ from hpcspec.shards.ingest import ingest
 from hpcspec.stream.batches import ordered_batches, packs
 from hpcspec.stream.index import open_index
 from hpcspec.stream.stream import Stream
+from hpcspec.stream.vocabulary import Vocabulary
 from hpcspec.surveys import read_rows
 from tests.making import stored, unlike
 from tests.surveys import mmu_layouts
@@ -63,7 +64,8 @@ def test_whole_objects_come_back_and_the_doctor_finds_nothing(tmp_path: Path) ->
     copied, placed = ([one for path in shard_paths(tmp_path / name) for one in stored(path)] for name in ("copy", "placed"))
     assert len(copied) == ROWS and not [names for a, b in zip(copied, placed, strict=True) if (names := unlike(a[0], b[0]))]
     assert examine(tmp_path / "placed")
-    assert sum(len(b) for b in ordered_batches(open_index(shard_paths(tmp_path / "placed")), np.arange(ROWS), 32, 2000)) == ROWS
+    index = open_index(shard_paths(tmp_path / "placed"))
+    assert sum(len(b) for b in ordered_batches(index, np.arange(ROWS), Vocabulary(), 2000)) == ROWS
 
 
 @pytest.mark.parametrize("change", ["gone", "longer", "other pixels"])
@@ -79,7 +81,7 @@ def test_a_file_that_changed_is_a_user_error(tmp_path: Path, change: str) -> Non
             file["spectrum_lambda"][3, 100:] = -1
             file["spectrum_mask"][3, 100:] = True
     with pytest.raises(UserError, match=r"001-of-001.hdf5, which .* reads in place, (is gone or|was) changed: ingest again"):
-        list(ordered_batches(open_index(shard_paths(tmp_path / "shards")), np.arange(ROWS), 32, 2000))
+        list(ordered_batches(open_index(shard_paths(tmp_path / "shards")), np.arange(ROWS), Vocabulary(), 2000))
 
 
 def flux_of(folder: Path) -> dict[str, np.ndarray]:

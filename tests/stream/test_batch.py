@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hpcspec.stream.batch import GROUPS, Batch, Tokens, apart, collate
 from hpcspec.surveys.observation import Observation
 from tests.making import WORDS, assert_same, batch, tensors
+from tests.stream.cases import light_curve
 from tests.stream.definition import observations
 
 
@@ -44,7 +45,7 @@ def test_taken_apart_and_collated_it_is_the_same(ones: list[Observation]) -> Non
 
 
 def test_collated_objects_lie_by_their_lengths_and_keep_their_numbers() -> None:
-    ones = apart(batch([one for one in (make(n) for n in (9, 2, 5, 2))]))
+    ones = apart(batch([make(n) for n in (9, 2, 5, 2)]))
     made = collate([30, 10, 20, 40], [ones[i] for i in range(4)], WORDS.kinds)
     assert made.objects.tolist() == [10, 40, 20, 30] and list(made.lengths) == sorted(made.lengths)
     for number, i in ((30, 0), (10, 1), (20, 2), (40, 3)):
@@ -52,8 +53,6 @@ def test_collated_objects_lie_by_their_lengths_and_keep_their_numbers() -> None:
 
 
 def make(count: int) -> Observation:
-    from tests.stream.cases import light_curve
-
     return light_curve(count, 3 * count)
 
 

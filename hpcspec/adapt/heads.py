@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -78,8 +79,8 @@ def make_task(labels: LabelSet, train: np.ndarray) -> Task:
 
 
 class Output(NamedTuple):
-    """Logits (N, classes), means and log variances (N, parameters), standardised; redshift: logits (N, bins), if z is one of
-    the parameters."""
+    """Logits (N, classes), means and log variances (N, parameters), standardised; redshift: logits (N, classes, bins), if z is
+    one of the parameters."""
 
     logits: torch.Tensor
     mean: torch.Tensor
@@ -99,7 +100,7 @@ class Head(nn.Module):
         self.mean = nn.Linear(2 * width, len(task.parameters))
         self.log_variance = nn.Linear(2 * width, len(task.parameters))
         self.z = task.parameters.index(REDSHIFT) if REDSHIFT in task.parameters else None
-        self.redshift = Redshift(width, 2 * width) if self.z is not None else None
+        self.redshift = Redshift(width, 2 * width, len(task.classes)) if self.z is not None else None
 
     @property
     def outputs(self) -> tuple[nn.Module, ...]:
@@ -111,13 +112,17 @@ class Head(nn.Module):
         mean, log_variance = self.mean(h), self.log_variance(h).clamp(*LOG_VARIANCE)
         if self.redshift is None or self.z is None:
             return Output(self.logits(h), mean, log_variance)
-        distribution = self.redshift(encoded, h)
-        value, error = estimate(distribution.detach())
+        distribution, logits = self.redshift(encoded, h), self.logits(h)
+        likely = torch.zeros(len(h), dtype=torch.long, device=h.device)
+        if self.task.classes:
+            logits = logits + distribution.logsumexp(-1) - math.log(distribution.shape[-1])
+            likely = logits.argmax(1)
+        value, error = estimate(distribution.detach()[torch.arange(len(h), device=h.device), likely])
         center, spread = self.task.center[self.z], self.task.spread[self.z]
         of_z = torch.arange(mean.shape[1], device=mean.device) == self.z
         mean = torch.where(of_z, ((value - center) / spread)[:, None].to(mean.dtype), mean)
         log_variance = torch.where(of_z, 2 * (error / spread).log()[:, None].to(mean.dtype), log_variance)
-        return Output(self.logits(h), mean, log_variance, distribution)
+        return Output(logits, mean, log_variance, distribution)
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def head_loss(output: Output, target: Targets, z: int | None = None) -> torch.Te
         of_z = torch.isfinite(target.z)
         loss = loss + 0.0 * distribution.sum()
         if of_z.any():
-            loss = loss + REDSHIFT_WEIGHT * redshift_loss(distribution[of_z], target.z[of_z])
+            loss = loss + REDSHIFT_WEIGHT * redshift_loss(distribution[of_z], target.z[of_z], target.object_class[of_z])
         known = known & (torch.arange(known.shape[1], device=known.device) != z)
     if known.any():
         variance = log_variance.exp() + target.error**2

@@ -2,7 +2,7 @@
 
 In ln λ a redshift is a shift. Each token casts votes for ln(1+z) = ln λ − ln λ₀ over the rest wavelengths λ₀ that its features
 may have; votes are kernels in Fourier space, so that moving a spectrum moves the distribution, whatever the redshifts of the
-training objects. N objects, T tokens, D width, B bins, J frequencies.
+training objects. N objects, T tokens, D width, M channels, J frequencies, C classes, B bins.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hpcspec.model.attention import segments
+from hpcspec.model.attention import runs
 from hpcspec.model.unified import Encoded
 
 LOWEST, HIGHEST, STEP = -0.02, 2.08, 0.002  # ln(1+z): up to z = 7
@@ -27,29 +27,39 @@ FARTHEST, STARS = 0.3, 5e-4  # shifts of training spectra in ln λ
 
 
 class Redshift(nn.Module):
-    """Logits (N, B) of the bins of ln(1+z), from the tokens and from what the head made of their summary (N, H)."""
+    """Logits (N, C, B) of class and bin of ln(1+z) together, from the tokens and from what the head made of their summary
+    (N, H): what is seen speaks for a class and its redshift at once."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, classes: int):
         super().__init__()
         self.bins = nn.Linear(hidden, round((HIGHEST - LOWEST) / STEP) + 1)
         self.channels = nn.Linear(width, CHANNELS)
-        self.votes = nn.Parameter(torch.randn(CHANNELS, 2 * FREQUENCIES) / math.sqrt(CHANNELS))
+        shape = (FREQUENCIES, CHANNELS, max(1, classes))
+        self.real, self.imaginary = (nn.Parameter(torch.randn(shape) / math.sqrt(CHANNELS)) for _ in range(2))
 
     def forward(self, encoded: Encoded, hidden_NH: torch.Tensor) -> torch.Tensor:
         assert encoded.log_wavelength is not None
-        seen = torch.isfinite(encoded.log_wavelength)
-        x, owner = encoded.log_wavelength[seen].float() - MIDDLE, segments(encoded.packing.lengths, seen.device)[seen]
-        frequency = 2 * math.pi * torch.arange(1, FREQUENCIES + 1, device=x.device) / PERIOD
+        device = hidden_NH.device
+        x = encoded.log_wavelength.float()
+        seen = torch.isfinite(x)
+        features_TM = torch.where(seen[:, None], self.channels(encoded.tokens), 0.0).float()
+        frequency = 2 * math.pi * torch.arange(1, FREQUENCIES + 1, device=device) / PERIOD
+        phase = torch.where(seen, x - MIDDLE, 0.0)[:, None] * frequency
+        waves_TJ2 = torch.stack([phase.cos(), phase.sin()], dim=-1)
+        sums, start = [], 0
+        for n, length, _ in runs(encoded.packing, encoded.packing):
+            rows = slice(start, start + n * length)
+            start += n * length
+            sums.append(features_TM[rows].unflatten(0, (n, length)).mT @ waves_TJ2[rows].flatten(1).unflatten(0, (n, length)))
+        cos_JNM, sin_JNM = torch.cat(sums).unflatten(-1, (FREQUENCIES, 2)).permute(3, 2, 0, 1)
         sharpness = torch.exp(-0.5 * (frequency * BLUR) ** 2)
-        sharpness = 0.3 * sharpness / sharpness.norm()
-        real, imaginary = (self.channels(encoded.tokens[seen]) @ self.votes).float().chunk(2, dim=-1)
-        phase = x[:, None] * frequency
-        cos, sin = phase.cos(), phase.sin()
-        sums = torch.zeros(len(hidden_NH), 2 * FREQUENCIES, device=x.device)
-        sums = sums.index_add(0, owner, torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=1))
-        angle = frequency[:, None] * bins(x.device)
-        back = torch.cat([sharpness[:, None] * angle.cos(), sharpness[:, None] * angle.sin()])
-        return 0.1 * self.bins(hidden_NH).float() + sums @ back
+        sharpness = (0.3 * sharpness / sharpness.norm())[:, None, None]
+        real_JNC = sharpness * (cos_JNM @ self.real - sin_JNM @ self.imaginary)
+        imaginary_JNC = sharpness * (sin_JNM @ self.real + cos_JNM @ self.imaginary)
+        angle = frequency[:, None] * bins(device)
+        back = torch.cat([angle.cos(), angle.sin()])
+        votes = torch.cat([real_JNC, imaginary_JNC]).permute(1, 2, 0) @ back
+        return votes + 0.1 * self.bins(hidden_NH).float()[:, None]
 
 
 def bins(device: torch.device) -> torch.Tensor:
@@ -57,11 +67,15 @@ def bins(device: torch.device) -> torch.Tensor:
     return LOWEST + STEP * torch.arange(round((HIGHEST - LOWEST) / STEP) + 1, device=device)
 
 
-def redshift_loss(logits_NB: torch.Tensor, z_N: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy with the redshifts (N,), each spread over its neighbouring bins."""
+def redshift_loss(logits_NCB: torch.Tensor, z_N: torch.Tensor, class_N: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy with the redshifts (N,), each spread over its neighbouring bins, of objects of a class, or of any where
+    it is unknown (-1)."""
     grid = bins(z_N.device)
     wanted = torch.softmax(-0.5 * ((grid - torch.log1p(z_N)[:, None]) / STEP) ** 2, dim=-1)
-    return -(wanted * F.log_softmax(logits_NB, dim=-1)).sum(-1).mean()
+    rows = torch.arange(len(z_N), device=z_N.device)
+    of_class = logits_NCB[rows, class_N.clamp(min=0, max=logits_NCB.shape[1] - 1)]
+    logits = torch.where((class_N < 0)[:, None], logits_NCB.logsumexp(1), of_class)
+    return -(wanted * F.log_softmax(logits, dim=-1)).sum(-1).mean()
 
 
 def estimate(logits_NB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

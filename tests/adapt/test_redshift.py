@@ -16,7 +16,7 @@ WIDTH, LENGTHS = 8, (5, 9, 9)
 def votes() -> Redshift:
     """Votes alone, without what the summary says."""
     torch.manual_seed(0)
-    made = Redshift(WIDTH, 4)
+    made = Redshift(WIDTH, 4, 2)
     torch.nn.init.zeros_(made.bins.weight)
     torch.nn.init.zeros_(made.bins.bias)
     return made
@@ -40,7 +40,7 @@ def moved(of: Encoded, by: float) -> Encoded:
 def test_moving_a_spectrum_moves_the_votes(votes: Redshift, encoded: Encoded) -> None:
     hidden, steps = torch.zeros(3, 4), 37
     before, after = votes(encoded, hidden), votes(moved(encoded, steps * STEP), hidden)
-    torch.testing.assert_close(after[:, steps:], before[:, :-steps], rtol=0, atol=1e-3)
+    torch.testing.assert_close(after[..., steps:], before[..., :-steps], rtol=0, atol=1e-3)
     assert (after - before).abs().max() > 0.1
 
 
@@ -61,8 +61,10 @@ def test_the_estimate_is_where_the_loss_is_lowest(z: float) -> None:
     value, error = estimate(logits[None])
     assert value.item() == pytest.approx(z, abs=0.1 * STEP * (1 + z))
     assert error.item() == pytest.approx(0.7 * STEP * (1 + z), rel=0.1)
-    losses = [redshift_loss(logits[None], torch.tensor([z + dz])).item() for dz in (-0.01, 0.0, 0.01)]
-    assert losses[1] < min(losses[0], losses[2])
+    both = torch.stack([torch.zeros_like(logits), logits])[None]
+    for kind in (1, -1):  # of the class that speaks, or of any
+        losses = [redshift_loss(both, torch.tensor([z + dz]), torch.tensor([kind])).item() for dz in (-0.01, 0.0, 0.01)]
+        assert losses[1] < min(losses[0], losses[2])
 
 
 def test_extragalactic_objects_move_far_and_stars_hardly() -> None:
@@ -75,5 +77,5 @@ def test_extragalactic_objects_move_far_and_stars_hardly() -> None:
 
 
 def test_every_weight_learns(votes: Redshift, encoded: Encoded) -> None:
-    redshift_loss(votes(encoded, torch.randn(3, 4)), torch.tensor([0.1, 0.5, 2.0])).backward()
+    redshift_loss(votes(encoded, torch.randn(3, 4)), torch.tensor([0.1, 0.5, 2.0]), torch.tensor([0, 1, -1])).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in votes.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from hpcspec.adapt.redshift import Redshift, estimate, redshift_loss
 from hpcspec.atomic import write_json
 from hpcspec.model.attention import AttentionPool
 from hpcspec.model.unified import Encoded, Unified
+from hpcspec.stream.batch import Batch
+from hpcspec.stream.vocabulary import Vocabulary
 
 LOG_VARIANCE = (-10.0, 5.0)
 REDSHIFT, REDSHIFT_WEIGHT = "z", 0.3
@@ -32,7 +34,7 @@ class Task:
     the training labels; applies: the classes each parameter was trained for (empty: all); error_scale: factor on each error
     so that 68 % of the calibration objects lie within one; temperature: divisor of the class logits; anomaly_limit: 99.9 % of
     the training objects have a smaller anomaly score; separate_encoder: the head's encoder was trained further, so it is not
-    the one that makes the embeddings.
+    the one that makes the embeddings; withheld: scalars that are labels too, which the head doesn't get to read.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +48,7 @@ class Task:
     temperature: float = 1.0
     anomaly_limit: float = float("inf")
     separate_encoder: bool = False
+    withheld: tuple[str, ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -58,6 +61,16 @@ class Task:
         content = json.loads(path.read_text())
         lists = {k: tuple(v) for k, v in content.items() if isinstance(v, list) and k != "applies"}
         return Task(**{**content, **lists, "applies": tuple(tuple(a) for a in content["applies"])})
+
+
+def without(batch: Batch, names: Sequence[str], vocabulary: Vocabulary) -> Batch:
+    """The batch without the scalars of these names."""
+    if not names:
+        return batch
+    chosen = torch.tensor([vocabulary.names.index(name) for name in names], device=batch.order.device)
+    lost = torch.zeros_like(batch.order, dtype=torch.bool)
+    lost[: len(batch.scalars.name)] = torch.isin(batch.scalars.name, chosen)
+    return batch.take(~lost[batch.order])
 
 
 def make_task(labels: LabelSet, train: np.ndarray) -> Task:

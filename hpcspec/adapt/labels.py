@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,11 @@ def _own_columns(index: DataIndex, survey: str) -> pa.Table:
 def wanted(labels: Labels) -> bool:
     """Whether the configuration maps any label column."""
     return bool(labels.object_class or labels.parameters)
+
+
+def label_names(surveys: Iterable[Survey]) -> set[str]:
+    """The names of all labels, ours and those of the columns they come from."""
+    return {name for s in surveys for pair in s.labels.parameters.items() for name in pair}
 
 
 def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:

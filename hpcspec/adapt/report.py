@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import softmax
 
 from hpcspec.adapt.heads import Task, physical
-from hpcspec.adapt.labels import LabelSet
+from hpcspec.adapt.labels import LabelSet, label_names
 from hpcspec.config import Config
 from hpcspec.stream.batches import in_order
 from hpcspec.stream.index import DataIndex
@@ -25,19 +25,27 @@ def scatter(residual: np.ndarray) -> dict[str, float]:
     return {"mad": float(1.4826 * np.median(np.abs(residual - center))), "std": float(residual.std()), "bias": center}
 
 
-def pixel_matrix(index: DataIndex, numbers: np.ndarray, reference: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(wavelengths (m,), flux over its median (n, m) f4): what a baseline sees, interpolated to the grid of the first object
-    (a network here doesn't need that); NaN where there is no good pixel near."""
+def inputs_of(index: DataIndex, numbers: np.ndarray, names: Sequence[str],
+              grid: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """(wavelengths (m,), flux over its median (n, m) f4, scalars (n, k) f4): what a baseline sees, the spectra interpolated to
+    the grid of the first that there is (a network here doesn't need that). NaN where no good pixel is near, or no scalar."""
     rows: dict[int, np.ndarray] = {}
+    scalars = np.full((len(numbers), len(names)), np.nan, np.float32)
+    place = {n: i for i, n in enumerate(numbers.tolist())}
     for some, objects in in_order(index, np.sort(numbers)):
         for i, number in enumerate(some.tolist()):
             arms = objects.arms(i)
-            if reference is None:
-                reference = np.unique(np.concatenate([w for w, _, _ in arms]))
+            if grid is None and arms:
+                grid = np.unique(np.concatenate([w for w, _, _ in arms]))
             scaled = [(w, f / (objects.columns["amplitude"][i] or 1.0), v) for w, f, v in arms]
-            rows[number] = on_grid(scaled, reference).astype(np.float32)
-    assert reference is not None
-    return reference, np.stack([rows[n] for n in numbers.tolist()])
+            if any((v > 0).any() for _, _, v in scaled) and grid is not None:
+                rows[number] = on_grid(scaled, grid).astype(np.float32)
+            for k, name in enumerate(objects.scalar_names):
+                if name in names:
+                    scalars[place[number], names.index(name)] = objects.scalars[i, k, 0]
+    grid = np.zeros(0) if grid is None else grid
+    nothing = np.full(len(grid), np.nan, np.float32)
+    return grid, np.stack([rows.get(n, nothing) for n in numbers.tolist()]), scalars
 
 
 def on_grid(arms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], grid: np.ndarray) -> np.ndarray:
@@ -52,7 +60,7 @@ def _features(train: np.ndarray, test: np.ndarray, kind: str, seed: int) -> tupl
     """The baseline's inputs: pixels that the training set has, or their 64 principal components."""
     covered = np.isfinite(train).mean(0) > 0.5
     train, test = train[:, covered], test[:, covered]
-    if kind == "xgboost":
+    if kind == "xgboost" or not covered.any():
         return train, test
     from sklearn.decomposition import PCA  # here and below: the catalogue's tasks, which come by this module, need none of it
     from sklearn.impute import SimpleImputer
@@ -66,7 +74,8 @@ def _features(train: np.ndarray, test: np.ndarray, kind: str, seed: int) -> tupl
 def baseline(
     config: Config, index: DataIndex, labels: LabelSet, task: Task, train: np.ndarray, test: np.ndarray
 ) -> dict[str, Any]:
-    """XGBoost for each parameter and the class, per survey, trained on `train` and predicting `test` (numbers)."""
+    """XGBoost on pixels and scalars for each parameter and the class, per survey, trained on `train` and predicting `test`
+    (numbers)."""
     from xgboost import XGBClassifier, XGBRegressor
 
     share = 0.1 if config.adapt.baseline == "xgboost" else 0.5  # of the inputs a tree may use: thousands of pixels, or components
@@ -78,8 +87,12 @@ def baseline(
         a, b = train[index.survey[train] == survey], np.flatnonzero(index.survey[test] == survey)
         if len(a) < 10:
             continue
-        grid, pixels = pixel_matrix(index, a)
-        x, y = _features(pixels, pixel_matrix(index, test[b], grid)[1], config.adapt.baseline, config.seed)
+        measured = {n for s in index.shards if s.survey == survey for n in s.scalar_names}
+        names = sorted(measured - label_names(config.surveys.values()))
+        grid, pixels, scalars = inputs_of(index, a, names)
+        _, other_pixels, other_scalars = inputs_of(index, test[b], names, grid)
+        x, y = _features(pixels, other_pixels, config.adapt.baseline, config.seed)
+        x, y = np.hstack([x, scalars]), np.hstack([y, other_scalars])
         for p in task.parameters:
             known = np.isfinite(labels.values[p][a])
             if known.sum() >= 10:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from hpcspec.adapt.augment import augmented
-from hpcspec.adapt.heads import REDSHIFT, Adapted, Head, Targets, Task, head_loss, make_task, targets
-from hpcspec.adapt.labels import LabelSet, describe, load_labels, wanted
+from hpcspec.adapt.heads import REDSHIFT, Adapted, Head, Targets, Task, head_loss, make_task, targets, without
+from hpcspec.adapt.labels import LabelSet, describe, label_names, load_labels, wanted
 from hpcspec.adapt.optimizers import Optimizers, averaged, hidden_matrices
 from hpcspec.adapt.redshift import shift
 from hpcspec.adapt.report import held_out_report
@@ -117,8 +117,9 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     adapted = Adapted(model, Head(task, model.config.width, model.config.heads, settings.dropout))
     numbers = np.concatenate([parts.train, parts.calibration, parts.test])
     items: dict[int, Tokens] = {}
+    withheld = tuple(sorted(set(model.vocabulary.measured) & label_names(config.surveys.values())))
     for batch in ordered_batches(index, np.sort(numbers), model.vocabulary, EVALUATION_TOKENS):
-        items |= apart(batch)
+        items |= apart(without(batch, withheld, model.vocabulary))
     log.info("adapt: labels %s; %d training, %d calibration, %d held-out objects", describe(labels),
              *map(len, (parts.train, parts.calibration, parts.test)))  # fmt: skip
     limit = _fit_anomaly(adapted, {n: items[n] for n in parts.train.tolist()})
@@ -129,7 +130,8 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
         task = _calibrate(adapted, items, labels, task, parts.calibration)
         report = {"mode": settings.mode, "seconds": time.monotonic() - began}
         report |= held_out_report(config, index, labels, task, parts, _outputs(adapted, items, parts.test))
-    task = replace(task, anomaly_limit=limit, separate_encoder=labelled and settings.mode != "frozen", report=report)
+    task = replace(task, anomaly_limit=limit, separate_encoder=labelled and settings.mode != "frozen", withheld=withheld,
+                   report=report)  # fmt: skip
     save_weights(folder / "weights.safetensors", adapted.state_dict())
     task.save(folder / "task.json")
     return task

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from hpcspec.adapt.heads import Adapted, Head, Task, physical
+from hpcspec.adapt.heads import Adapted, Head, Task, physical, without
 from hpcspec.atomic import file_hash
 from hpcspec.catalog.parts import open_part, provenance_of, write_part
 from hpcspec.catalog.schema import Column, Flag, class_column, columns
@@ -71,7 +71,9 @@ class Predictor:
         with torch.inference_mode():
             encoded = self.model.encode(batch)
             summary = self.model.summary(encoded)
-            read = self.adapted.model.encode(batch) if self.task.separate_encoder else encoded
+            read = encoded
+            if self.task.separate_encoder or self.task.withheld:
+                read = self.adapted.model.encode(without(batch, self.task.withheld, self.model.vocabulary))
             logits, mean, log_variance = (x.numpy() for x in self.adapted.head(read)[:3])
             anomaly = self.adapted.anomaly(summary).numpy()
         value, error = physical(self.task, mean, log_variance)

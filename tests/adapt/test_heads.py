@@ -9,7 +9,7 @@ import torch
 
 from hpcspec.adapt.heads import Head, Output, Targets, Task, head_loss, make_task, targets
 from hpcspec.adapt.labels import LabelSet
-from hpcspec.adapt.report import physical, pixel_matrix, scatter, table
+from hpcspec.adapt.report import inputs_of, physical, scatter, table
 from tests.making import batch, dataset, spectrum
 from tests.model.small import OBJECTS, made
 
@@ -124,13 +124,14 @@ def test_scatter_is_robust_and_about_the_median() -> None:
 def test_the_baseline_sees_the_pixels_of_each_object_in_the_order_asked(tmp_path: Path) -> None:
     index = dataset(tmp_path, [3, 3], pixels=50)
     numbers = np.array([4, 0, 5])
-    wavelength, flux = pixel_matrix(index, numbers)
+    wavelength, flux, scalars = inputs_of(index, numbers, ["none"])
+    assert scalars.shape == (len(numbers), 1) and np.isnan(scalars).all()
     assert flux.shape == (3, 50) and np.all(np.diff(wavelength) > 0)
     for row, number in zip(flux, numbers.tolist(), strict=True):
         arm = spectrum(number, pixels=50).arms[0]
         good = arm.ivar > 0
         np.testing.assert_allclose(row[good], arm.flux[good] / np.median(np.abs(arm.flux[good])), rtol=1e-5)
-    _, other = pixel_matrix(index, numbers, np.array([3000.0, wavelength[25]]))
+    _, other, _ = inputs_of(index, numbers, [], np.array([3000.0, wavelength[25]]))
     assert np.isnan(other[:, 0]).all() and np.isfinite(other[:, 1]).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hpcspec.catalog.task import Predictor
 from hpcspec.config import Config
 from hpcspec.errors import UserError
 from hpcspec.model.weights import save_model
-from tests.making import batch, shard, star
+from tests.making import batch, shard, star, words
 from tests.model.small import SMALL, made
 
 COUNT = 120
@@ -120,3 +121,27 @@ def test_weights_of_another_model_are_refused(data: Path, found: dict, tmp_path:
     save_model(tmp_path / "weights.safetensors", other.config, other.vocabulary, other.state_dict())
     with pytest.raises(UserError, match="are of another model configuration"):
         Predictor(config, tmp_path / "weights.safetensors", data / "frozen")
+
+
+def test_a_head_doesn_t_read_the_scalars_that_it_is_to_predict(data: Path) -> None:
+    """Stars have teff and parallax among their scalars: with teff as a label, changing its value changes nothing."""
+    with open(data / "teff.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["object_id", "kind", "logg"])
+        rows.writerows([f"object-{n:04d}", "GIANT" if n % 3 else "DWARF", 4000 + 10 * n] for n in range(COUNT))
+    labels = {"path": str(data / "teff.csv"), "object_class": "kind", "parameters": {"teff": "logg"}}
+    config = Config.model_validate({"surveys": {"sdss": {"labels": labels}}, "model": SMALL.model_dump(), "adapt": ADAPT})
+    (data / "withheld").mkdir(exist_ok=True)
+    threads = torch.get_num_threads()
+    try:
+        task = adapt(config, [data / "sdss-00000.h5"], data / "weights.safetensors", data / "withheld")
+    finally:
+        torch.set_num_threads(threads)
+    assert task.withheld == ("teff",) and Task.load(data / "withheld" / "task.json").withheld == ("teff",)
+    predictor = Predictor(config, data / "weights.safetensors", data / "withheld")
+    stars = [star(n, 40, 12) for n in range(4)]
+    hotter = [replace(s, scalars={**s.scalars, "teff": (s.scalars["teff"][0] + 900.0, 10.0)}) for s in stars]
+    other = [replace(s, scalars={**s.scalars, "parallax": (s.scalars["parallax"][0] + 3.0, 0.1)}) for s in stars]
+    first, second, third = (predictor(batch(of, words(SMALL.patch))) for of in (stars, hotter, other))
+    assert (first["value"] == second["value"]).all() and (first["probability"] == second["probability"]).all()
+    assert (first["value"] != third["value"]).any() and (first["embedding"] != second["embedding"]).any()

@@ -149,10 +149,10 @@ def test_a_survey_alone_has_its_pipeline_or_the_defaults() -> None:
     assert load_survey("lamost") == load(config_folder() / "pipelines/lamost.yaml")
     assert load_survey("lamost", ["training.steps=7"]).training.steps == 7
     assert load_survey("eros") == load(config_folder() / "pipelines/eros.yaml")
-    asas = load_survey("asas")
-    assert asas.name == "asas" and list(asas.surveys) == ["asas"] and asas.surveys["asas"].labels.object_class == "class"
+    plain = load_survey("light_curves")
+    assert plain.name == "light_curves" and list(plain.surveys) == ["light_curves"]
     own = load_survey("mysurvey", ["surveys.mysurvey.input=/data"])
-    assert own.surveys["mysurvey"].input == "/data" and own.training == asas.training
+    assert own.surveys["mysurvey"].input == "/data" and own.training == plain.training
 
 
 @pytest.mark.parametrize(("content", "said"), [

@@ -31,10 +31,11 @@ class Task:
     """What a head predicts, and the numbers that turn its outputs into the catalogue's.
 
     center, spread: standardise each parameter (median, 1.4826·MAD of the training labels); lowest, highest: the range of
-    the training labels; applies: the classes each parameter was trained for (empty: all); error_scale: factor on each error
-    so that 68 % of the calibration objects lie within one; temperature: divisor of the class logits; anomaly_limit: 99.9 % of
-    the training objects have a smaller anomaly score; separate_encoder: the head's encoder was trained further, so it is not
-    the one that makes the embeddings; withheld: scalars that are labels too, which the head doesn't get to read.
+    the training labels; applies: the classes each parameter was trained for (empty: all); error_floor, error_scale: added in
+    quadrature to each (standardised) error, then a factor on it, so that 68 % of the calibration objects lie within one;
+    temperature: divisor of the class logits; anomaly_limit: 99.9 % of the training objects have a smaller anomaly score;
+    separate_encoder: the head's encoder was trained further, so it is not the one that makes the embeddings; withheld: scalars
+    that are labels too, which the head doesn't get to read.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +46,7 @@ class Task:
     highest: tuple[float, ...]
     applies: tuple[tuple[str, ...], ...]
     error_scale: tuple[float, ...] = ()
+    error_floor: tuple[float, ...] = ()
     temperature: float = 1.0
     anomaly_limit: float = float("inf")
     separate_encoder: bool = False
@@ -88,7 +90,8 @@ def make_task(labels: LabelSet, train: np.ndarray) -> Task:
         share = {c: float(np.isfinite(v[labels.object_class[train] == c]).mean()) for c in classes}
         applies.append(tuple(c for c in classes if share[c] >= 0.02))
     center, spread, lowest, highest = (tuple(of[k] for of in stats) for k in range(4))
-    return Task(classes, parameters, center, spread, lowest, highest, tuple(applies), (1.0,) * len(parameters))
+    return Task(classes, parameters, center, spread, lowest, highest, tuple(applies), (1.0,) * len(parameters),
+                (0.0,) * len(parameters))  # fmt: skip
 
 
 class Output(NamedTuple):
@@ -187,7 +190,8 @@ def head_loss(output: Output, target: Targets, z: int | None = None) -> torch.Te
 def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values and errors (n, parameters) in the labels' units from a head's standardised outputs."""
     spread = np.array(task.spread)
-    return mean * spread + np.array(task.center), np.exp(0.5 * log_variance) * np.array(task.error_scale) * spread
+    error = np.hypot(np.exp(0.5 * log_variance), np.array(task.error_floor))
+    return mean * spread + np.array(task.center), error * np.array(task.error_scale) * spread
 
 
 class Adapted(nn.Module):

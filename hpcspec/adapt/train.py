@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from hpcspec.adapt.augment import augmented
+from hpcspec.adapt.calibration import calibrated
 from hpcspec.adapt.heads import REDSHIFT, Adapted, Head, Targets, Task, head_loss, make_task, targets, without
 from hpcspec.adapt.labels import LabelSet, describe, label_names, load_labels, wanted
 from hpcspec.adapt.optimizers import Optimizers, averaged, hidden_matrices
@@ -31,7 +32,6 @@ from hpcspec.stream.batches import ordered_batches, prefetch
 from hpcspec.stream.index import DataIndex, open_index
 
 log = logging.getLogger(__name__)
-WITHIN_ONE_SIGMA = 0.6827
 EVALUATION_TOKENS = 8192
 
 
@@ -226,11 +226,11 @@ def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, 
     """Scale the errors so that 68 % of these objects lie within one, and the logits to the best likelihood."""
     logits, mean, log_variance = _outputs(adapted, items, numbers)
     target = targets(labels, task, numbers)
-    scales = []
+    fitted = []
     for k in range(len(task.parameters)):
         known = np.isfinite(target.value[:, k].numpy())
-        z = np.abs(target.value[:, k].numpy() - mean[:, k])[known] / np.exp(0.5 * log_variance[known, k])
-        scales.append(float(np.quantile(z, WITHIN_ONE_SIGMA)) if known.sum() >= 5 else 1.0)
+        residual = (target.value[:, k].numpy() - mean[:, k])[known]
+        fitted.append(calibrated(residual, np.exp(0.5 * log_variance[known, k])))
     temperature = 1.0
     known_class = target.object_class >= 0
     if len(task.classes) > 1 and known_class.any():
@@ -238,7 +238,8 @@ def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, 
         candidates = np.geomspace(0.25, 4, 41)
         losses = [nn.functional.cross_entropy(scores / t, classes).item() for t in candidates]
         temperature = float(candidates[int(np.argmin(losses))])
-    return replace(task, error_scale=tuple(scales), temperature=temperature)
+    scales, floors = (tuple(of[k] for of in fitted) for k in range(2))
+    return replace(task, error_scale=scales, error_floor=floors, temperature=temperature)
 
 
 def _fit_anomaly(adapted: Adapted, items: Mapping[int, Tokens]) -> float:

@@ -209,10 +209,11 @@ class Adapt(Section):
     """Share of the tokens left out at random in training (mode: low_rank and full)."""
     drop_kinds: float = Field(default=0.0, ge=0, lt=1)
     """Chance to leave out, in training, all but one kind of measurement of an object that has several (not mode: frozen)."""
-    held_out: float = Field(default=0.2, gt=0, lt=0.9)
-    """Share of the sky kept from pretraining and adaptation, for the figures in the summary."""
+    held_out: float = Field(default=0.2, ge=0, lt=0.9)
+    """Share of the sky kept from pretraining and adaptation, for the figures in the summary; with 0 there are none."""
     calibration: float = Field(default=0.1, gt=0, lt=0.5)
-    """Share of the rest on which the errors are scaled to cover 68 %."""
+    """Share of the rest on which the errors are scaled to cover 68 %; those of the catalogue are scaled on the held-out objects
+    too, after these have been measured with."""
     baseline: Literal["xgboost", "pca-xgboost", "none"] = "pca-xgboost"
     """What the head stands beside in the summary: XGBoost on the pixels or on 64 principal components."""
     threads: int = Field(default=2, ge=1)

@@ -45,15 +45,17 @@ class Split:
 
 
 def split(index: DataIndex, labelled: np.ndarray, seed: int, adapt: Adapt) -> Split:
-    """By place on the sky, so that no object is on two sides; `test` was held out of pretraining too.
+    """By place on the sky, so that no object is on two sides; `test` was held out of pretraining too, and is empty if nothing
+    is to be.
 
-    Raises UserError if a part is empty.
+    Raises UserError if another part is, nearly.
     """
     held, trained = index.sky_fraction(seed) < adapt.held_out, index.lowest_fraction(seed) >= adapt.held_out
     calibrating = index.sky_fraction(seed + 1) < adapt.calibration
     learning = index.lowest_fraction(seed + 1) >= adapt.calibration
     parts = Split(*(np.flatnonzero(labelled & mask) for mask in (trained & learning, trained & calibrating, held)))
-    if min(len(parts.train), len(parts.calibration), len(parts.test)) < 5:
+    needed = (parts.train, parts.calibration, *([parts.test] if adapt.held_out else []))
+    if min(map(len, needed)) < 5:
         counts = "/".join(str(len(p)) for p in (parts.train, parts.calibration, parts.test))
         raise UserError(f"{labelled.sum()} labelled objects are too few to train, calibrate and test a head ({counts}, at least "
                         "5 each): give more labels")  # fmt: skip
@@ -129,7 +131,10 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
         _fit(adapted, items, labels, parts.train, settings, config.seed)
         task = _calibrate(adapted, items, labels, task, parts.calibration)
         report = {"mode": settings.mode, "seconds": time.monotonic() - began}
-        report |= held_out_report(config, index, labels, task, parts, _outputs(adapted, items, parts.test))
+        if len(parts.test):
+            report |= held_out_report(config, index, labels, task, parts, _outputs(adapted, items, parts.test))
+        # What is reported is measured with errors that the held-out objects had no part in; what is published may use them too.
+        task = _calibrate(adapted, items, labels, task, np.concatenate([parts.calibration, parts.test]))
     task = replace(task, anomaly_limit=limit, separate_encoder=labelled and settings.mode != "frozen", withheld=withheld,
                    report=report)  # fmt: skip
     save_weights(folder / "weights.safetensors", adapted.state_dict())
@@ -224,6 +229,8 @@ def _outputs(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray)
 
 def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, task: Task, numbers: np.ndarray) -> Task:
     """Scale the errors so that 68 % of these objects lie within one, and the logits to the best likelihood."""
+    if not len(numbers):
+        return task
     logits, mean, log_variance = _outputs(adapted, items, numbers)
     target = targets(labels, task, numbers)
     fitted = []

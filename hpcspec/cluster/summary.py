@@ -45,7 +45,7 @@ def _print_summary(console: Console, run: Run, config: Config, wall: float) -> N
     from hpcspec.adapt.report import table
 
     report = Task.load(run.adapted / "task.json").report
-    if report:
+    if "parameters" in report:
         header, *rows = table(dict(report))
         shown = Table(*header, title="Accuracy on held-out objects (nothing was trained on them)")
         for row in rows:

@@ -145,3 +145,10 @@ def test_a_head_doesn_t_read_the_scalars_that_it_is_to_predict(data: Path) -> No
     first, second, third = (predictor(batch(of, words(SMALL.patch))) for of in (stars, hotter, other))
     assert (first["value"] == second["value"]).all() and (first["probability"] == second["probability"]).all()
     assert (first["value"] != third["value"]).any() and (first["embedding"] != second["embedding"]).any()
+
+
+def test_nothing_need_be_held_out(data: Path) -> None:
+    """Then all but the calibration objects are trained on, and nothing is reported of how accurate it is."""
+    adapted(data, data / "all", held_out=0.0)
+    task = Task.load(data / "all" / "task.json")
+    assert set(task.report) == {"mode", "seconds"} and min(task.error_scale) > 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from hpcspec import __version__
 from hpcspec.config_files import config_folder
 from hpcspec.errors import UserError
-from hpcspec.evaluate import astrom3, spectral_tokenizer
+from hpcspec.evaluate import astrom3, discoveries, spectral_tokenizer, stars
 from hpcspec.evaluate.inputs import NotMeasured
 from hpcspec.evaluate.predict import predict
 from hpcspec.evaluate.report import Result, write
@@ -23,12 +23,20 @@ from hpcspec.evaluate.spec import Experiment, load_evaluation
 from hpcspec.evaluate.workspace import Workspace
 
 log = logging.getLogger("hpcspec.evaluate")
+NOWHERE = Path("no-data-folder")
 KINDS: dict[str, Callable[[Workspace, Experiment, Result], None]] = {
     "predict": predict,
     "repeats": spectral_tokenizer.repeats,
     "reconstruction": spectral_tokenizer.reconstruction,
     "cross_survey": spectral_tokenizer.cross_survey,
     "modalities": astrom3.modalities,
+    "retrieval": astrom3.retrieval,
+    "mislabels": discoveries.mislabels,
+    "anomalies": discoveries.anomalies,
+    "subclasses": discoveries.subclasses,
+    "any_to_any": stars.any_to_any,
+    "completion": stars.completion,
+    "extinction": stars.extinction,
 }
 
 
@@ -57,15 +65,16 @@ def evaluate(args: argparse.Namespace, command: str) -> None:
     """Do the experiments of a row, one after the other; the tables are written after each."""
     evaluation = load_evaluation(args.row, args.set)
     data = args.data or (Path(os.environ["HPCSPEC_REAL_DATA"]) if os.environ.get("HPCSPEC_REAL_DATA") else None)
-    if data is None or not data.is_dir():
-        raise UserError(f"the data folder {data or ''} is not there: give it with --data DIR or in $HPCSPEC_REAL_DATA")
     wanted = {n: e for n, e in evaluation.experiments.items() if not args.only or n in args.only}
     if lost := set(args.only or ()) - set(wanted):
         raise UserError(f"no experiment {min(lost)!r}: there are {', '.join(evaluation.experiments)}")
     for name, said in wanted.items():
         if said.kind not in KINDS:
             raise UserError(f"experiments.{name}.kind: unknown {said.kind!r}: known are {', '.join(KINDS)}")
-    work = Workspace(evaluation, data.resolve(), args.output.resolve(), args.quick)
+    simulated = any(evaluation.data[said.data].recipes for said in wanted.values())
+    if (data is None and not simulated) or (data is not None and not data.is_dir()):
+        raise UserError(f"the data folder {data or ''} is not there: give it with --data DIR or in $HPCSPEC_REAL_DATA")
+    work = Workspace(evaluation, (data or NOWHERE).resolve(), args.output.resolve(), args.quick)
     work.output.mkdir(parents=True, exist_ok=True)
     row, results = Path(args.row).stem, []
     facts = {"version": __version__, "started": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -82,7 +91,7 @@ def evaluate(args: argparse.Namespace, command: str) -> None:
         except NotMeasured as reason:
             result.missing.append(str(reason))
         log.info("%s: %.0f s%s", name, time.monotonic() - began, "".join(f"; not measured: {m}" for m in result.missing))
-        write(work.output, row, command, facts, results)
+        write(work.output, row, command, facts, results, evaluation.compare)
     print(f"{work.output / f'{row}.md'}")
 
 

@@ -178,8 +178,10 @@ class Templates:
 
     def __init__(self, train: Pixels, count: int, seed: int):
         self._grid, filled = train.grid, train.filled()
-        pca = PCA(min(count, len(filled) - 1), svd_solver="randomized", random_state=seed).fit(filled)
-        self._vectors = np.vstack([pca.mean_, pca.components_])
+        self._vectors = filled.mean(0)[None]
+        if count:
+            pca = PCA(min(count, len(filled) - 1), svd_solver="randomized", random_state=seed).fit(filled)
+            self._vectors = np.vstack([self._vectors, pca.components_])
 
     def at(self, seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]], wavelength: np.ndarray) -> np.ndarray:
         """Flux (w,) expected at these wavelengths, given arms (wavelength, flux, ivar); NaN outside of the training's grid."""

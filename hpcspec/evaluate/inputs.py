@@ -145,13 +145,16 @@ class Pixels:
 
 
 def pixels(objects: Sequence[Observation], grid: np.ndarray | None = None) -> Pixels:
-    """Spectra on a grid; without one, on that of the object with the most pixels."""
+    """Spectra on a grid; without one, on that of the object with the most pixels. An object without a spectrum has no pixel."""
     if grid is None:
         longest = max(objects, key=lambda one: sum(len(a.flux) for a in one.arms))
         grid = np.unique(np.concatenate([a.wavelength for a in longest.arms]))
     rows = []
     for one in objects:
         scale = one.amplitude or 1.0
+        if not any((a.ivar > 0).any() for a in one.arms):
+            rows.append((np.full(len(grid), np.nan), np.zeros(len(grid))))
+            continue
         arms = [(a.wavelength, a.flux / scale, a.ivar * scale**2) for a in one.arms]
         near = np.zeros(len(grid), bool)  # a good pixel within two steps of the grid
         for wavelength, _, ivar in arms:

@@ -82,3 +82,18 @@ def auroc(score: np.ndarray, is_true: np.ndarray) -> float:
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation over the seeds; NaN for the deviation of one seed."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def purity(truth: np.ndarray, cluster: np.ndarray) -> float:
+    """Share of the objects that are of the most frequent kind of their own cluster; both (n,) are codes from 0."""
+    table = np.zeros((int(np.max(truth)) + 1, int(np.max(cluster)) + 1))
+    np.add.at(table, (truth, cluster), 1)
+    return float(table.max(0).sum() / len(truth))
+
+
+def chi2_each(value: np.ndarray, model: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """(n,) mean of ((value − model)/error)² over the columns (n, m) with a finite value and a positive error; NaN for none."""
+    good = np.isfinite(value) & np.isfinite(model) & (error > 0)
+    square = np.where(good, (np.where(good, value, 0) - np.where(good, model, 0)) / np.where(good, error, 1), 0) ** 2
+    count = good.sum(1)
+    return np.where(count > 0, square.sum(1) / np.maximum(count, 1), np.nan)

@@ -164,3 +164,34 @@ def embedding_map(path: Path, vectors: np.ndarray, colours: Mapping[str, np.ndar
             axis.legend(fontsize="small", markerscale=2, ncols=1 + len(set(value.tolist())) // 14)
 
     return save(path, (4.8 * len(colours), 4.2), draw)
+
+
+def locus(path: Path, panels: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]], names: tuple[str, str, str]) -> str:
+    """Two quantities of the same objects against each other, by each method: (x, y, colour by) of each panel."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axis, (title, (x, y, colour)) in zip(axes, panels.items(), strict=True):
+            seen = axis.scatter(x, y, 5, colour)
+            axis.set(title=title, xlabel=names[0])
+        axes[0].set_ylabel(names[1])
+        if all(colour is not None for *_, colour in panels.values()):
+            figure.colorbar(seen, ax=axes, label=names[2])
+
+    return save(path, (1.5 + 3.4 * len(panels), 4), draw)
+
+
+def lines(path: Path, x: np.ndarray, curves: Mapping[str, np.ndarray], names: tuple[str, str]) -> str:
+    """Curves over x (n,), the first of which is the truth, and their differences from it below."""
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
+        truth = next(iter(curves.values()))
+        for k, (name, curve) in enumerate(curves.items()):
+            above.plot(x, curve, "k-" if k == 0 else "o-", ms=3, lw=0.8, label=name)
+            below.plot(x, curve - truth, "k-" if k == 0 else "o-", ms=3, lw=0.8)
+        above.set(ylabel=names[1])
+        below.set(xlabel=names[0], ylabel="difference")
+        above.legend()
+
+    return save(path, (7, 4.8), draw)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 from astropy.table import Table
 
+from hpcspec.catalog.schema import class_column
 from hpcspec.errors import UserError
 from hpcspec.evaluate import curves, metrics, plots
 from hpcspec.evaluate.baselines import ONCE, SPECTRA, fit_predict, forest, scalar_table
@@ -64,13 +65,13 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
                     at = seed if data.split else 1
                     held = work.sample(said.data, said.folders[0], at)
                     part = subset(_labelled(work.sample(said.data, "train", at), said), amount, seed)
-                    model = work.model(run, seed, {said.data: part}, at)
+                    model = work.model(run, seed, {} if amount == 1 else {said.data: part}, at)
                     if said.metadata:
                         folder = work.folder(said.data, said.folders[0], at)
                         table = model.catalogue(data.survey, folder, f"{said.data}-{said.folders[0]}")
                     else:
                         table = asked(model.loaded(), [replace(one, scalars={}) for one in held.objects])
-                    score(run, held, from_table(table, held, said.targets), True, len(part))
+                    score(run, held, from_table(table, held, said.targets, part.classes), True, len(part))
                     result.seconds.setdefault(run, model.seconds)
             except NotMeasured as reason:
                 result.missing.append(f"{run}, {_amount(amount)}: {reason}")
@@ -159,14 +160,25 @@ def asked(model: Any, objects: list[Observation]) -> Table:
         raise NotMeasured(str(error)) from error
 
 
-def from_table(table: Table, test: Sample, targets: list[str]) -> Predictions:
-    """The targets, and errors of parameters, of each object of a sample; NaN or "" for those that the table lacks."""
+def from_table(table: Table, test: Sample, targets: list[str], classes: np.ndarray | None = None) -> Predictions:
+    """The targets, and errors of parameters, of each object of a sample; NaN or "" for those that the table lacks. The class is
+    the most probable of these `classes`, if they are given: a run may know those of other surveys."""
     rows, found = rows_of(table, test.ids), {}
     for target in targets:
         found[target] = column(table, target, rows)
+        asked_of = set() if classes is None else set(classes.tolist()) - {""}
+        named = [c for c in sorted(asked_of) if class_column(c) in table.colnames]
+        if target == "class" and named:
+            best = np.nan_to_num(probabilities(table, rows, named), nan=-1.0).argmax(1)
+            found[target] = np.where(rows >= 0, np.array(named)[best], "")
         if f"{target}_err" in table.colnames:
             found[f"{target}_err"] = column(table, f"{target}_err", rows).astype(np.float64)
     return found
+
+
+def probabilities(table: Table, rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(n, classes) of these rows of a catalogue, NaN where the row is −1. Raises NotMeasured for a class that it lacks."""
+    return np.stack([column(table, class_column(c), rows).astype(np.float64) for c in classes], 1)
 
 
 def scored(target: str, test: Sample, found: Mapping[str, np.ndarray], within: list[str] | None) -> tuple[dict[str, float], int]:

@@ -14,7 +14,8 @@ from hpcspec.errors import UserError
 from hpcspec.evaluate.metrics import over_seeds
 
 GOAL = re.compile(r"(<=|>=)\s*([\d.eE+-]+)(\s+best)?|([\d.eE+-]+)\s*\.\.\s*([\d.eE+-]+)")
-HIGHER = ("accuracy", "F1", "retrieval", "precision", "AUROC")
+HIGHER = ("accuracy", "F1", "retrieval", "precision", "AUROC", "Rand", "purity")
+RIGHT = re.compile(r"cover|bias|^chi2/pixel$|chance|one cluster|without|with the model's error")  # neither high nor low is good
 
 
 @dataclass
@@ -111,18 +112,63 @@ def _shown(values: Sequence[float]) -> str:
 
 def _best(figure: str, found: Mapping[str, list[float]]) -> str:
     """The method that is best; none for a share that has a right value, such as a coverage."""
-    if "cover" in figure or figure in ("bias", "chi2/pixel") or len(found) < 2:
+    if RIGHT.search(figure) or len(found) < 2:
         return ""
     means = {m: over_seeds(v)[0] for m, v in found.items()}
-    higher = any(word in figure for word in HIGHER)
-    return (max if higher else min)(means, key=lambda m: means[m])
+    return (max if _higher(figure) else min)(means, key=lambda m: means[m])
 
 
-def write(folder: Path, row: str, command: str, facts: Mapping[str, str], results: Sequence[Result]) -> None:
-    """`<row>.md` and `<row>.json` in the folder."""
+def _higher(figure: str) -> bool:
+    return any(word in figure for word in HIGHER)
+
+
+def compared(results: Sequence[Result], run: str) -> list[dict[str, Any]]:
+    """Each figure of a run beside the best of the model's other runs: better by this share of it (of its distance from 1, where
+    1 is the most there can be), negative where worse; the sd of the difference of the means where both have several seeds."""
+    lines = []
+    for result in results:
+        for (target, figure), found in result.figures.items():
+            others = {m: v for m, v in found.items() if m in result.models and m.partition(",")[0] != run}
+            mine = {m: v for m, v in found.items() if m in result.models and m.partition(",")[0] == run}
+            for method, values in mine.items():
+                alike = {m: v for m, v in others.items() if m.partition(",")[1:] == method.partition(",")[1:]}
+                if not alike or RIGHT.search(figure):
+                    continue
+                higher, (ours, sd) = _higher(figure), over_seeds(values)
+                best = (max if higher else min)(alike, key=lambda m: over_seeds(alike[m])[0])
+                theirs, their_sd = over_seeds(alike[best])
+                whole = abs(1 - theirs) if higher else abs(theirs)
+                noise = math.hypot(sd / len(values) ** 0.5, their_sd / len(alike[best]) ** 0.5)
+                lines.append({"experiment": result.name, "target": target, "figure": figure, "run": method, "value": ours,
+                              "other": best, "other_value": theirs, "sd": noise if math.isfinite(noise) else None,
+                              "better_by": (ours - theirs if higher else theirs - ours) / max(whole, 1e-9)})  # fmt: skip
+    return lines
+
+
+def comparison(lines: Sequence[Mapping[str, Any]], run: str) -> list[str]:
+    """A section in Markdown of what `compared` found."""
+    better, worse = (sum(sign * x["better_by"] > 0 for x in lines) for sign in (1, -1))
+    out = [f"## {run} beside the best single-purpose run", "",
+           f"Better in {better} of {len(lines)} figures, worse in {worse}, equal in {len(lines) - better - worse}. The share is "
+           "of the error that the other run leaves.", ""]  # fmt: skip
+    out += [_line(["experiment", "target", "figure", run, "other run", "its value", "better by"]), _line(["---"] * 7)]
+    for x in lines:
+        said = f"{100 * x['better_by']:+.1f} %"
+        cells = [x["experiment"], x["target"], x["figure"], f"{x['value']:.4g}", x["other"], f"{x['other_value']:.4g}"]
+        out.append(_line([*cells, said if x["better_by"] >= 0 else f"**{said}**"]))
+    return [*out, ""]
+
+
+def write(folder: Path, row: str, command: str, facts: Mapping[str, str], results: Sequence[Result],
+          compare: str | None = None) -> None:  # fmt: skip
+    """`<row>.md` and `<row>.json` in the folder; with the run to `compare`, how it stands beside the model's others."""
     lines = [f"# {row}", "", f"`{command}`", "", ". ".join(f"{k}: {v}" for k, v in facts.items()) + ".", "",
              "Means over the seeds ± sample standard deviation where there is more than one; MAD is 1.4826·MAD.", ""]  # fmt: skip
+    beside = compared(results, compare) if compare else []
+    if compare and beside:
+        lines += comparison(beside, compare)
     for result in results:
         lines += result.markdown()
     write_text(folder / f"{row}.md", "\n".join(lines).rstrip() + "\n")
-    write_json(folder / f"{row}.json", {"row": row, "command": command, **facts, "experiments": [r.as_json() for r in results]})
+    write_json(folder / f"{row}.json", {"row": row, "command": command, **facts, "experiments": [r.as_json() for r in results],
+                                          **({"comparison": beside} if compare else {})})  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field
@@ -14,19 +14,23 @@ from hpcspec.errors import UserError
 
 
 class Data(Section):
-    """One survey's files, in folders relative to --data, and what their labels are."""
+    """One survey's files, in folders relative to --data or simulated, and what their labels are."""
 
-    survey: str
-    folders: dict[str, str]
+    survey: str = "simulated"
+    folders: dict[str, str] = Field(default_factory=dict)
     """`train` and `test` to folders of survey files, and others by the names that experiments use; with `split`, `all` alone."""
     split: float | None = Field(default=None, gt=0, lt=1)
     """Share of the files of folder `all` that is tested on, drawn by the seed; the rest trains."""
+    recipes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Folders' names to recipes of simulated objects (surveys/simulated.py), which are written as files of the results."""
     tables: list[str] = Field(default_factory=list)
     """Label tables (CSV, FITS, Parquet) relative to --data, of all folders together; without one, labels are in the files."""
     key: str = "object_id"
     object_class: str | None = None
     parameters: dict[str, str] = Field(default_factory=dict)
     """Our name to the table's column."""
+    learn: list[str] | None = None
+    """Those of `parameters` that runs learn; all of them where it isn't given."""
     bounds: dict[str, str] = Field(default_factory=dict)
     """Our parameter to the column of its Cramér–Rao bound."""
     missing: tuple[float, ...] = (-9999.0, -999.0)
@@ -45,6 +49,8 @@ class ModelRun(Section):
     seeds: list[int] = Field(default=[1], min_length=1)
     minutes: float = Field(default=35, gt=0)
     """Limit of each command's wall time."""
+    absent: Literal["refuse", "skip"] = "refuse"
+    """What to do where a data set is not there: without it the run is not measured, or is trained on the others."""
 
 
 class Experiment(Section):
@@ -69,6 +75,10 @@ class Experiment(Section):
     """The column by which two observations are known to be of one object."""
     objects: int = Field(default=200, ge=1)
     """At most so many are reconstructed."""
+    inputs: dict[str, list[str]] = Field(default_factory=dict)
+    """What is given, by a name for it: scalars ("teff"), ranges of them ("bp_0..29"), or so many at random ("64 random")."""
+    arms: dict[Literal["given", "wanted"], list[str]] = Field(default_factory=dict)
+    """Names of the arms of an object's spectra that are given, and of those to be predicted from them."""
     within: dict[str, list[str]] = Field(default_factory=dict)
     """Target to the classes of the objects that it is learned and measured on."""
     metadata: bool = True
@@ -85,11 +95,14 @@ class Evaluation(Section):
     experiments: dict[str, Experiment] = Field(min_length=1)
     quick: dict[str, Any] = Field(default_factory=dict)
     """Keys of every run's configuration with --quick."""
+    compare: str | None = None
+    """A run that is compared with the best other run of the model, figure by figure."""
 
 
 def load_evaluation(row: str, settings: list[str]) -> Evaluation:
     """configs/evaluations/ROW.yaml with `--set a.b=value` applied. A file may take data, runs and experiments of other rows
-    with `include: [ROW, …]`; its own entries come over theirs, and `with_runs` adds runs to each included experiment.
+    with `include: [ROW, …]`; its own entries come over theirs, `with_runs` adds runs to each included experiment that isn't
+    about fewer labels, and `without` leaves out experiments.
 
     Raises UserError for an unreadable file, an unknown key or name, or a value that can't be.
     """
@@ -109,13 +122,14 @@ def load_evaluation(row: str, settings: list[str]) -> Evaluation:
 
 def _tree(path: Path) -> dict[str, Any]:
     tree = read_yaml(path)
-    included, extra = tree.pop("include", []), tree.pop("with_runs", [])
+    included, extra, without = (tree.pop(key, []) for key in ("include", "with_runs", "without"))
     for row in included:
         other = yaml.safe_load(yaml.safe_dump(_tree(path.with_name(f"{row}.yaml"))))
+        other["experiments"] = {name: one for name, one in other["experiments"].items() if name not in without}
         for one in other["experiments"].values():
-            if one.get("runs"):
+            if one.get("runs") and len(one.get("labels", [1])) == 1:
                 one["runs"] = [*one["runs"], *extra]
         for section in ("data", "runs", "experiments"):
             tree[section] = {**other.get(section, {}), **tree.get(section, {})}
-        tree["quick"] = tree.get("quick") or other.get("quick", {})
+        tree["quick"] = {**other.get("quick", {}), **tree.get("quick", {})}
     return tree

@@ -24,7 +24,9 @@ from hpcspec.surveys.observation import Arm, Observation
 GAPS, GAP = 6, 0.02  # stretches hidden in each arm, and the share of its pixels that one has
 SMOOTH = 8  # pixels, σ
 COMPONENTS = 30
-Expected = Callable[[Observation, np.ndarray], tuple[np.ndarray, np.ndarray]]  # flux and error at wavelengths (w,)
+APART = 1000  # pixels: arms of one grid that begin further from each other are not asked for together
+Modelled = tuple[np.ndarray, np.ndarray]  # flux and error (w,)
+Expected = Callable[[Sequence[tuple[Observation, Arm]]], list[Modelled]]  # of objects, on the pixels of arms
 
 
 def repeats(work: Workspace, said: Experiment, result: Result) -> None:
@@ -81,7 +83,7 @@ def with_gaps(one: Observation, rng: np.random.Generator) -> tuple[Observation, 
     return replace(one, arms=tuple(arms)), hidden
 
 
-def smoothed(one: Observation, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def smoothed(one: Observation, wavelength: np.ndarray) -> Modelled:
     """The object's own flux, smoothed with its weights over a few pixels, interpolated; the error is 0."""
     parts = []
     for arm in one.arms:
@@ -94,25 +96,42 @@ def smoothed(one: Observation, wavelength: np.ndarray) -> tuple[np.ndarray, np.n
     return np.interp(wavelength, w[order], flux[order]), np.zeros(len(wavelength))
 
 
-def _templates(work: Workspace, data: str) -> Expected:
-    train = pixels(work.sample(data, "train").objects)
-    made = Templates(train, COMPONENTS, 1)
+def _templates(work: Workspace, data: str, count: int) -> Expected:
+    made = Templates(pixels(work.sample(data, "train").objects), count, 1)
 
-    def expected(one: Observation, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def expected(one: Observation, wavelength: np.ndarray) -> Modelled:
         scale = one.amplitude or 1.0
         arms = [(a.wavelength, a.flux / scale, a.ivar * scale**2) for a in one.arms]
         return scale * made.at(arms, wavelength), np.zeros(len(wavelength))
 
-    return expected
+    return _each(expected)
+
+
+def _each(expected: Callable[[Observation, np.ndarray], Modelled]) -> Expected:
+    return lambda asked: [expected(one, arm.wavelength) for one, arm in asked]
 
 
 def _generated(model: Any) -> Expected:
-    def expected(one: Observation, wavelength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            flux, error = model.generate([one], wavelength)
-        except UserError as refused:
-            raise NotMeasured(str(refused)) from refused
-        return flux[0].astype(np.float64), error[0].astype(np.float64)
+    """Arms of one grid whose patches begin at the same pixels are asked for together, from the first pixel of any to the last."""
+    patch = model.config.model.patch
+
+    def expected(asked: Sequence[tuple[Observation, Arm]]) -> list[Modelled]:
+        found: list[Modelled] = [(np.zeros(0), np.zeros(0))] * len(asked)
+        grids: dict[tuple[Any, int, int], list[int]] = {}
+        for i, (_, arm) in enumerate(asked):
+            grids.setdefault((arm.grid, arm.first // APART, arm.first % patch), []).append(i)
+        for (grid, *_), members in grids.items():
+            first = min(asked[i][1].first for i in members)
+            last = max(asked[i][1].first + len(asked[i][1].flux) for i in members)
+            try:
+                flux, error = model.generate([asked[i][0] for i in members], grid.wavelength(first, last - first))
+            except UserError as refused:
+                raise NotMeasured(str(refused)) from refused
+            for row, i in enumerate(members):
+                arm = asked[i][1]
+                own = slice(arm.first - first, arm.first - first + len(arm.flux))
+                found[i] = flux[row, own].astype(np.float64), error[row, own].astype(np.float64)
+        return found
 
     return expected
 
@@ -122,11 +141,11 @@ def _methods(work: Workspace, said: Experiment, result: Result, templates: str) 
     found: dict[str, Expected] = {}
     for name in said.baselines:
         if name == "smoothed":
-            found[name] = smoothed
-        elif name == "templates":
-            found[name] = _templates(work, templates)
+            found[name] = _each(smoothed)
+        elif name in ("templates", "mean"):
+            found[name] = _templates(work, templates, COMPONENTS if name == "templates" else 0)
         else:
-            raise UserError(f"baselines: {name!r} can't reconstruct: known are smoothed, templates")
+            raise UserError(f"baselines: {name!r} can't reconstruct: known are smoothed, templates, mean")
     for run in said.runs:
         try:
             found[run] = _generated(work.model(run, work.evaluation.runs[run].seeds[0], {}).loaded())
@@ -136,13 +155,13 @@ def _methods(work: Workspace, said: Experiment, result: Result, templates: str) 
     return found
 
 
-def _over(arms: Sequence[Arm], seen: Observation, expected: Expected) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [expected(seen, arm.wavelength) for arm in arms]
+def _over(asked: Sequence[tuple[Observation, Sequence[Arm]]], expected: Expected) -> list[list[Modelled]]:
+    """What is expected of each object on each of the arms."""
+    found = iter(expected([(one, arm) for one, arms in asked for arm in arms]))
+    return [[next(found) for _ in arms] for _, arms in asked]
 
 
-def _chi2(
-    arms: Sequence[Arm], models: Sequence[tuple[np.ndarray, np.ndarray]], where: Sequence[np.ndarray]
-) -> tuple[float, float]:
+def _chi2(arms: Sequence[Arm], models: Sequence[Modelled], where: Sequence[np.ndarray]) -> tuple[float, float]:
     """χ² per pixel over some pixels of the arms: with the errors of the observation, and with the model's added to them."""
     flux, ivar = (np.concatenate([getattr(a, k)[m] for a, m in zip(arms, where, strict=True)]).astype(np.float64)
                   for k in ("flux", "ivar"))  # fmt: skip
@@ -173,59 +192,88 @@ def reconstruction(work: Workspace, said: Experiment, result: Result) -> None:
     if not objects:
         raise NotMeasured(f"{said.data} holds no spectra")
     gaps = [with_gaps(one, np.random.default_rng([1, i])) for i, one in enumerate(objects)]
+    left = [i for i, (seen, _) in enumerate(gaps) if any((a.ivar > 0).any() for a in seen.arms)]
     for method, expected in _methods(work, said, result, said.data).items():
         began = time.monotonic()
-        whole, filled = [], []
         try:
-            for i, (one, (seen, hidden)) in enumerate(zip(objects, gaps, strict=True)):
-                models = _over(one.arms, one, expected)
-                whole.append(_chi2(one.arms, models, [np.ones(len(a.flux), bool) for a in one.arms]))
-                if any((a.ivar > 0).any() for a in seen.arms):
-                    models = _over(one.arms, seen, expected)
-                    filled.append(_chi2(one.arms, models, hidden))
-                if i == 0:
-                    k = int(np.argmax([(a.ivar > 0).sum() for a in one.arms]))
-                    arm, name = one.arms[k], work.output / f"{result.name}-{method}.png"
-                    title = f"{one.object_id}, {method}; shaded: not seen"
-                    result.plots.append(
-                        plots.reconstruction(name, arm.wavelength, arm.flux, arm.ivar, models[k][0], hidden[k], title)
-                    )
+            models = _over([(one, one.arms) for one in objects], expected)
+            whole = [_chi2(one.arms, m, [np.ones(len(a.flux), bool) for a in one.arms])
+                     for one, m in zip(objects, models, strict=True)]  # fmt: skip
+            _add(result, "all pixels seen", method, whole)
+            one, hidden = objects[0], gaps[0][1]
+            k = int(np.argmax([(a.ivar > 0).sum() for a in one.arms]))
+            title = f"{one.object_id}, {method}; shaded: not seen"
+            _picture(work, result, method, one.arms[k], models[0][k][0], title, hidden[k])
+            models = _over([(gaps[i][0], objects[i].arms) for i in left], expected)
+            filled = [_chi2(objects[i].arms, m, gaps[i][1]) for i, m in zip(left, models, strict=True)]
+            _add(result, "hidden pixels", method, filled)
         except NotMeasured as reason:
             result.missing.append(f"{method}: {reason}")
-        _add(result, "all pixels seen", method, whole)
-        _add(result, "hidden pixels", method, filled)
         result.seconds[method] = time.monotonic() - began
+
+
+def _picture(work: Workspace, result: Result, method: str, arm: Arm, model: np.ndarray, title: str,
+             hidden: np.ndarray | None = None) -> None:  # fmt: skip
+    name = work.output / f"{result.name}-{method}.png"
+    result.plots.append(plots.reconstruction(name, arm.wavelength, arm.flux, arm.ivar, model, hidden, title))
+
+
+def _pairs(work: Workspace, said: Experiment, result: Result) -> list[tuple[Observation, Observation]]:
+    """What is given of each object, and the observation to be predicted."""
+    given = work.sample(said.data, said.folders[0])
+    if said.arms:
+        parts = [[replace(one, scalars={}, curves=(), arms=tuple(a for a in one.arms if a.name in said.arms.get(key, ())))
+                  for one in given.objects] for key in ("given", "wanted")]  # fmt: skip
+        good = [all(any((a.ivar > 0).any() for a in one.arms) for one in pair) for pair in zip(*parts, strict=True)]
+        pairs = [pair for pair, use in zip(zip(*parts, strict=True), good, strict=True) if use]
+        if not pairs:
+            raise NotMeasured(f"no object of {said.data} has good pixels in the arms given and wanted")
+        return pairs
+    if said.other is None:
+        raise UserError(f"experiments.{result.name}: cross_survey needs `other`, a data set of the same objects, or `arms`")
+    wanted = work.sample(said.other, said.folders[0])
+    place = {k: i for i, k in enumerate(wanted.column(said.match).tolist()) if k}
+    pairs = [(given.objects[i], wanted.objects[place[k]]) for i, k in enumerate(given.column(said.match).tolist()) if k in place]
+    if not pairs:
+        raise NotMeasured(f"no object of {said.data} has the {said.match} of one of {said.other}")
+    return pairs
 
 
 def cross_survey(work: Workspace, said: Experiment, result: Result) -> None:
     """The spectrum that `other` observed, predicted from that of `data` of the same object (`match`), over the wavelengths
-    that both have, and beyond. Uses data, other, runs, folders (the first), objects; baselines `smoothed` and `templates`
-    (components of the other survey's training set, fitted to what is given)."""
-    if said.other is None:
-        raise UserError(f"experiments.{result.name}: cross_survey needs `other`, a data set of the same objects")
-    given, wanted = work.sample(said.data, said.folders[0]), work.sample(said.other, said.folders[0])
-    place = {k: i for i, k in enumerate(wanted.column(said.match).tolist()) if k}
-    pairs = [(given.objects[i], wanted.objects[place[k]]) for i, k in enumerate(given.column(said.match).tolist()) if k in place]
-    pairs = pairs[: 5 if work.quick else said.objects]
-    if not pairs:
-        raise NotMeasured(f"no object of {said.data} has the {said.match} of one of {said.other}")
-    for method, expected in _methods(work, said, result, said.other).items():
+    that both have, and beyond; or some `arms` of an object from others of it. Uses data, other or arms, match, runs, folders
+    (the first), objects; baselines `smoothed`, `templates` and `mean` (components of the training set of what is predicted,
+    or its mean, fitted to what is given)."""
+    pairs = _pairs(work, said, result)[: 5 if work.quick else said.objects]
+    wanted, given = (" ".join(said.arms.get(k, ())) or data for k, data in (("wanted", said.other), ("given", said.data)))
+    title = f"{wanted} from {given}"
+    for method, expected in _methods(work, said, result, said.other or said.data).items():
         began = time.monotonic()
         values: dict[str, list[tuple[float, float]]] = {"wavelengths that both have": [], "wavelengths of the other alone": []}
+        levelled: list[tuple[float, float]] = []
         try:
-            for i, (one, target) in enumerate(pairs):
+            found = _over([(one, target.arms) for one, target in pairs], expected)
+            for (one, target), models in zip(pairs, found, strict=True):
                 low, high = min(a.wavelength[0] for a in one.arms), max(a.wavelength[-1] for a in one.arms)
-                models = _over(target.arms, one, expected)
                 both = [(a.wavelength >= low) & (a.wavelength <= high) for a in target.arms]
                 for key, where in zip(values, (both, [~m for m in both]), strict=True):
                     values[key].append(_chi2(target.arms, models, where))
-                if i == 0:
-                    arm = target.arms[0]
-                    name = work.output / f"{result.name}-{method}.png"
-                    title = f"{said.other} from {said.data}: {target.object_id}, {method}"
-                    result.plots.append(plots.reconstruction(name, arm.wavelength, arm.flux, arm.ivar, models[0][0], None, title))
+                everywhere = [np.ones(len(a.flux), bool) for a in target.arms]
+                levelled.append(_chi2(target.arms, _levelled(target.arms, models), everywhere))
+            target = pairs[0][1]
+            _picture(work, result, method, target.arms[0], found[0][0][0], f"{title}: {target.object_id}, {method}")
         except NotMeasured as reason:
             result.missing.append(f"{method}: {reason}")
-        for key, found in values.items():
-            _add(result, key, method, found)
+        for key, of_key in {**values, "the level of the whole fitted": levelled}.items():
+            _add(result, key, method, of_key)
         result.seconds[method] = time.monotonic() - began
+
+
+def _levelled(arms: Sequence[Arm], models: Sequence[Modelled]) -> list[Modelled]:
+    """Models times the one factor that brings them nearest to the arms."""
+    flux, ivar = (np.concatenate([getattr(a, k) for a in arms]).astype(np.float64) for k in ("flux", "ivar"))
+    model = np.concatenate([m for m, _ in models])
+    use = (ivar > 0) & np.isfinite(model)
+    power = float((ivar[use] * model[use] ** 2).sum())
+    factor = float((ivar[use] * flux[use] * model[use]).sum()) / power if power > 0 else 1.0
+    return [(factor * m, abs(factor) * e) for m, e in models]

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import yaml
+
+from hpcspec.atomic import write_text
 from hpcspec.errors import UserError
 from hpcspec.evaluate.baselines import QUICK, Effort
 from hpcspec.evaluate.inputs import NotMeasured, Sample, load_sample
 from hpcspec.evaluate.model import ModelUnderTest, Training
 from hpcspec.evaluate.spec import Evaluation
 from hpcspec.surveys import discover
+
+log = logging.getLogger(__name__)
+FEW = 100  # simulated objects of each recipe with --quick
 
 
 class Workspace:
@@ -35,6 +44,15 @@ class Workspace:
         Raises NotMeasured if it isn't there.
         """
         data = self.evaluation.data[name]
+        if part in data.recipes:
+            recipe = dict(data.recipes[part])
+            if self.quick and isinstance(recipe.get("objects"), int):
+                recipe["objects"] = min(recipe["objects"], FEW)
+            file = self.output / "simulated" / name / part / f"{name}-{part}.simulated.yaml"
+            text = yaml.safe_dump(recipe, sort_keys=False)
+            if not file.is_file() or file.read_text() != text:
+                write_text(file, text)
+            return file.parent
         source = "all" if data.split and part in ("train", "test") else part
         if source not in data.folders:
             raise NotMeasured(f"data.{name} names no folder {part!r}: add it to data.{name}.folders")
@@ -58,13 +76,7 @@ class Workspace:
             raise NotMeasured(
                 f"{path} holds {len(sources)} file(s) with objects, too few to split: give `train` and `test` folders"
             )
-        for source in sources:
-            if (source.key in tested) == (part == "test"):
-                for file in source.paths:
-                    link = out / file.relative_to(path)
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    if not link.is_symlink():
-                        link.symlink_to(file)
+        _link(out, path, (f for source in sources if (source.key in tested) == (part == "test") for f in source.paths))
         return out
 
     def _sample(self, name: str, part: str = "train", seed: int = 1) -> Sample:
@@ -73,7 +85,8 @@ class Workspace:
         return load_sample(data, self.folder(name, part, seed), [self.data / t for t in data.tables])
 
     def model(self, run: str, seed: int, labels: Mapping[str, Sample], split_seed: int = 1) -> ModelUnderTest:
-        """A run of the model with this seed, on the labels of all its training objects, or of these, by data set.
+        """A run of the model with this seed, on the labels of all its training objects, or of these, by data set. Data sets of
+        one survey are trained on as one.
 
         Raises NotMeasured if data are not there.
         """
@@ -88,14 +101,54 @@ class Workspace:
                 self._models[key] = ModelUnderTest(folder, said.config, {**said.set, **quick}, seed, said.minutes)
             except UserError as error:
                 raise NotMeasured(str(error)) from error
-        surveys: dict[str, Training] = {}
+        members: dict[str, dict[str, Sample]] = {}
         for name in said.data:
-            data, sample = self.evaluation.data[name], labels.get(name) or self.sample(name, "train", split_seed)
-            if data.survey in surveys:
-                raise UserError(f"runs.{run}.data: two data sets are of the survey {data.survey}")
-            table = folder / "labels" / f"{name}-{len(sample)}.csv"
-            sample.write_labels(table)
-            learned = tuple(p for p in data.parameters if sample.known([p]).sum() >= 10)
-            surveys[data.survey] = Training(self.folder(name, "train", split_seed), table, bool(data.object_class), learned)
+            try:
+                sample = labels.get(name) or self.sample(name, "train", split_seed)
+            except NotMeasured as reason:
+                if said.absent == "refuse" or name in labels:
+                    raise
+                log.info("%s is trained without %s: %s", run, name, reason)
+                continue
+            members.setdefault(self.evaluation.data[name].survey, {})[name] = self._learned(name, sample)
+        if not members:
+            raise NotMeasured(f"none of {', '.join(said.data)} is there")
+        surveys: dict[str, Training] = {}
+        for survey, samples in members.items():
+            joined, name = _joined(list(samples.values())), "-".join(samples)
+            table = folder / "labels" / f"{name}-{len(joined)}.csv"
+            joined.write_labels(table)
+            learned = tuple(p for p in joined.values if joined.known([p]).sum() >= 10)
+            inputs = {n: self.folder(n, "train", split_seed) for n in samples}
+            for part, path in inputs.items() if len(inputs) > 1 else ():
+                found = (f for source in discover(survey, path) for f in source.paths)
+                _link(folder / "inputs" / name / part, path, found)
+            whole = folder / "inputs" / name if len(inputs) > 1 else next(iter(inputs.values()))
+            surveys[survey] = Training(whole, table, bool((joined.classes != "").any()), learned)
         self._models[key].use(surveys)
         return self._models[key]
+
+    def _learned(self, name: str, sample: Sample) -> Sample:
+        """A sample with the labels that runs may learn alone."""
+        data = self.evaluation.data[name]
+        names = data.parameters if data.learn is None else data.learn
+        return replace(sample, values={p: sample.values[p] for p in names if p in sample.values})
+
+
+def _link(out: Path, folder: Path, files: Iterable[Path]) -> None:
+    """Links to files below a folder, at the same places below another."""
+    for file in files:
+        link = out / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(file)
+
+
+def _joined(samples: list[Sample]) -> Sample:
+    """Samples one after another, with the labels of any."""
+    if len(samples) == 1:
+        return samples[0]
+    names = dict.fromkeys(name for s in samples for name in s.values)
+    values = {n: np.concatenate([s.values.get(n, np.full(len(s), np.nan)) for s in samples]) for n in names}
+    objects, rows = (tuple(x for s in samples for x in getattr(s, key)) for key in ("objects", "rows"))
+    return Sample(objects, values, np.concatenate([s.classes for s in samples]), rows)

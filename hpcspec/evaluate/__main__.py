@@ -80,8 +80,9 @@ def evaluate(args: argparse.Namespace, command: str) -> None:
     facts = {"version": __version__, "started": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
              "machine": f"{os.cpu_count()} CPU cores{_gpu()}", "quick": str(args.quick)}  # fmt: skip
     for name, said in wanted.items():
-        emulated = [d for d in (said.data, said.other) if d and evaluation.data[d].emulated]
-        title = said.title + (" (emulated, not observed)" if emulated else "")
+        used = [evaluation.data[d] for d in (said.data, said.other) if d]
+        how = "emulated" if any(d.emulated for d in used) else "simulated" if any(d.recipes for d in used) else ""
+        title = said.title + (f" ({how}, not observed)" if how else "")
         result = Result(name, title, said.goals)
         results.append(result)
         log.info("%s", name)

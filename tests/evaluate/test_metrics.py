@@ -60,3 +60,10 @@ def test_ranking_and_seeds() -> None:
     score, true = np.array([0.9, 0.1, 0.8, 0.3]), np.array([True, False, False, True])
     assert metrics.precision_at(score, true, 2) == 0.5 and metrics.auroc(score, true) == 0.75
     assert metrics.over_seeds([1, 3]) == (2, pytest.approx(np.sqrt(2))) and np.isnan(metrics.over_seeds([1])[1])
+
+
+def test_purity_and_chi2_of_each() -> None:
+    assert metrics.purity(np.array([0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1])) == pytest.approx((2 + 2) / 5)
+    value, model = np.array([[1.0, 2.0, np.nan], [0.0, 0.0, 0.0]]), np.zeros((2, 3))
+    found = metrics.chi2_each(value, model, np.array([[1.0, 0.5, 1.0], [0.0, np.nan, 0.0]]))
+    assert found[0] == pytest.approx((1 + 16) / 2) and np.isnan(found[1])

@@ -39,12 +39,14 @@ def modalities(work: Workspace, said: Experiment, result: Result) -> None:
     baseline `forest` (components of the spectra, features of the curves, scalars) is trained for each subset anew, on the
     objects that have any of it."""
     train, test = work.sample(said.data, "train"), work.sample(said.data, said.folders[0])
-    train, test = train[train.known(["class"])], test[test.known(["class"])]
-    blocks = blocks_of(train, test)
-    for kinds in (c for k in range(1, len(blocks) + 1) for c in itertools.combinations(blocks, k)):
+    known = [part.known(["class"]) for part in (train, test)]
+    train, test = (part[use] for part, use in zip((train, test), known, strict=True))
+    seen = {m: [block[use] for block, use in zip(pair, known, strict=True)]
+            for m, pair in blocks(work, said.data, said.folders[0]).items()}  # fmt: skip
+    for kinds in (c for k in range(1, len(seen) + 1) for c in itertools.combinations(seen, k)):
         target = " + ".join(kinds)
         for seed in work.seeds(said.seeds) if "forest" in said.baselines else []:
-            a, b = (np.hstack([blocks[m][i] for m in kinds]) for i in range(2))
+            a, b = (np.hstack([seen[m][i] for m in kinds]) for i in range(2))
             having = np.isfinite(a).any(1)
             found = forest(a[having], train.classes[having], b, seed, work.effort)
             result.add(target, "forest", metrics.classification(test.classes, found), len(test))
@@ -59,14 +61,19 @@ def modalities(work: Workspace, said: Experiment, result: Result) -> None:
                 result.missing.append(f"{run}, {target}: {reason}")
 
 
+def blocks(work: Workspace, data: str, folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """`blocks_of` the training objects and those of a folder, made once."""
+    return work.once(f"blocks {data} {folder}", lambda: blocks_of(work.sample(data, "train"), work.sample(data, folder)))
+
+
 def blocks_of(train: Sample, test: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What baselines see of each modality that the training set has, of both sets: (n, m), NaN where an object lacks it."""
     inputs, found = Inputs(True), {}
     for kind in MODALITIES:
         there = [np.array([holding(one, (kind,)) is not None for one in part.objects]) for part in (train, test)]
         if there[0].any():
-            blocks = _block(kind, train, test, inputs, there[0])
-            a, b = (np.where(h[:, None] & (np.abs(x) < 1e30), x, np.nan) for h, x in zip(there, blocks, strict=True))
+            both = _block(kind, train, test, inputs, there[0])
+            a, b = (np.where(h[:, None] & (np.abs(x) < 1e30), x, np.nan) for h, x in zip(there, both, strict=True))
             found[kind] = (a, b)
     return found
 
@@ -87,11 +94,11 @@ def retrieval(work: Workspace, said: Experiment, result: Result) -> None:
     """Whether the object that one kind of measurement is of is found, by the embeddings of each kind, among those of another
     kind of all the test objects that have both. Uses data, runs, folders (the first); beside `chance`, the baseline `cca` is
     a canonical correlation analysis of what the forest sees."""
-    train, test = work.sample(said.data, "train"), work.sample(said.data, said.folders[0])
+    test = work.sample(said.data, said.folders[0])
     if unknown := set(said.baselines) - {"cca"}:
         raise UserError(f"baselines: {min(unknown)!r} can't retrieve: known are cca")
-    blocks = blocks_of(train, test)
-    for a, b in itertools.combinations(blocks, 2):
+    seen = blocks(work, said.data, said.folders[0])
+    for a, b in itertools.combinations(seen, 2):
         both = np.array([holding(one, (a,)) is not None and holding(one, (b,)) is not None for one in test.objects])
         if both.sum() < 2:
             result.missing.append(f"{a} and {b}: fewer than 2 test objects have both")
@@ -108,7 +115,7 @@ def retrieval(work: Workspace, said: Experiment, result: Result) -> None:
             chance = {f"retrieval@{k}": min(k / len(pair), 1.0) for k in (1, 10)}
             result.add(name, "chance", chance, len(pair))
         if "cca" in said.baselines:
-            found("cca", *_correlated([blocks[k][0] for k in (a, b)], [blocks[k][1][both] for k in (a, b)]), False)
+            found("cca", *_correlated([seen[k][0] for k in (a, b)], [seen[k][1][both] for k in (a, b)]), False)
         for run in said.runs:
             try:
                 for seed in work.seeds(work.evaluation.runs[run].seeds):
@@ -132,5 +139,5 @@ def _correlated(train: list[np.ndarray], test: list[np.ndarray]) -> list[np.ndar
     made = [make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()).fit(x[both]) for x in train]
     a, b = (m.transform(x[both]) for m, x in zip(made, train, strict=True))
     count = min(10, a.shape[1], b.shape[1], len(a) - 1)
-    cca = CCA(count, max_iter=1000).fit(a, b)
+    cca = CCA(count, max_iter=200, tol=1e-4).fit(a, b)
     return list(cca.transform(*(np.clip(m.transform(x), -5, 5) for m, x in zip(made, test, strict=True))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hpcspec.evaluate import metrics, plots
-from hpcspec.evaluate.astrom3 import MODALITIES, blocks_of, by_kind, holding
+from hpcspec.evaluate.astrom3 import MODALITIES, blocks, by_kind, holding
 from hpcspec.evaluate.inputs import NotMeasured, Sample
 from hpcspec.evaluate.model import column, rows_of
 from hpcspec.evaluate.predict import probabilities
@@ -34,13 +35,21 @@ def _tables(work: Workspace, said: Experiment, run: str, seed: int, test: Sample
     return model, table, rows_of(table, test.ids)
 
 
+def features_of(work: Workspace, said: Experiment, use: Sequence[np.ndarray] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """What baselines see of the training and the test objects, or of these (masks): (n, m), NaN where missing."""
+    found = blocks(work, said.data, said.folders[0]).values()
+    a, b = (np.hstack([block[i] for block in found]) for i in range(2))
+    return (a[use[0]], b[use[1]]) if len(use) else (a, b)
+
+
 def mislabels(work: Workspace, said: Experiment, result: Result) -> None:
     """Labels that were made wrong (column `mislabelled`), ranked by 1 − the probability of the given label: the share of right
     finds among as many as there are. Uses data, runs, seeds, folders (the first, which runs don't learn from); the baseline
     `forest` is trained on the training set, `forest, out of bag` on both sets and judges each object by the trees that
     haven't seen it."""
     train, test = work.sample(said.data, "train"), work.sample(said.data, said.folders[0])
-    train, test = train[train.known(["class"])], test[test.known(["class"])]
+    use = [part.known(["class"]) for part in (train, test)]
+    train, test = (part[known] for part, known in zip((train, test), use, strict=True))
     wrong = np.array([m not in ("", "0") for m in test.column("mislabelled")])
     if not wrong.any():
         raise NotMeasured(f"no object of {said.data} is marked in the column mislabelled")
@@ -55,16 +64,15 @@ def mislabels(work: Workspace, said: Experiment, result: Result) -> None:
         result.add("mislabelled", method, figures, len(test), model)
 
     if "forest" in said.baselines:
-        blocks = blocks_of(train, test)
-        a, b = (np.hstack([block[i] for block in blocks.values()]) for i in range(2))
+        a, b = features_of(work, said, use)
         codes = np.array([names.index(c) for c in train.classes.tolist()])
         for seed in work.seeds(said.seeds):
             made = RandomForestClassifier(2 * work.effort.trees, n_jobs=work.effort.threads, random_state=seed, oob_score=True)
             found("forest", _columns(made.fit(a, codes), made.predict_proba(b), len(names)), False)
-            use = given >= 0
-            made.fit(np.vstack([a, b[use]]), np.r_[codes, given[use]])
+            named = given >= 0
+            made.fit(np.vstack([a, b[named]]), np.r_[codes, given[named]])
             bagged = np.zeros((len(test), len(names)))
-            bagged[use] = _columns(made, made.oob_decision_function_[len(a) :], len(names))
+            bagged[named] = _columns(made, made.oob_decision_function_[len(a) :], len(names))
             found("forest, out of bag", bagged, False)
     for run in said.runs:
         try:
@@ -85,7 +93,7 @@ def anomalies(work: Workspace, said: Experiment, result: Result) -> None:
     """Injected anomalies (column `anomaly`, their kinds in `anomaly_kind`) told from the others: AUROC of the catalogue's
     `anomaly`, of the disagreement of kinds of measurement (the least cosine between an object's embeddings by each), and of
     the higher rank of both. Uses data, runs, seeds, folders (the first); the baseline `isolation forest` sees features."""
-    train, test = work.sample(said.data, "train"), work.sample(said.data, said.folders[0])
+    test = work.sample(said.data, said.folders[0])
     odd, kinds = np.array([m not in ("", "0") for m in test.column("anomaly")]), test.column("anomaly_kind")
     if not odd.any():
         raise NotMeasured(f"no object of {said.data} is marked in the column anomaly")
@@ -96,11 +104,10 @@ def anomalies(work: Workspace, said: Experiment, result: Result) -> None:
             target = f"anomalies of {name}" if name else "anomalies"
             result.add(target, method, {"AUROC": metrics.auroc(score[use], odd[use])}, int(use.sum()), model)
 
-    blocks = blocks_of(train, test)
     if "isolation forest" in said.baselines:
-        a, b = (np.hstack([block[i] for block in blocks.values()]) for i in range(2))
+        a, b = features_of(work, said)
         for seed in work.seeds(said.seeds):
-            forest = IsolationForest(2 * work.effort.trees, n_jobs=work.effort.threads, random_state=seed)
+            forest = IsolationForest(n_estimators=2 * work.effort.trees, n_jobs=work.effort.threads, random_state=seed)
             made = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), forest).fit(a)
             found("isolation forest", -made.score_samples(b), False)
     for run in said.runs:
@@ -109,18 +116,18 @@ def anomalies(work: Workspace, said: Experiment, result: Result) -> None:
                 model, table, rows = _tables(work, said, run, seed, test)
                 far = np.nan_to_num(column(table, "anomaly", rows).astype(np.float64), nan=np.inf)
                 found(run, np.minimum(far, 1e9), True)
-                apart = disagreement(model.loaded(), test, list(blocks))
+                apart = disagreement(model.loaded(), test)
                 found(f"{run}, disagreement", apart, True)
                 found(f"{run}, both", np.maximum(rankdata(far), rankdata(apart)), True)
         except NotMeasured as reason:
             result.missing.append(f"{run}: {reason}")
 
 
-def disagreement(model: Any, test: Sample, kinds: list[str]) -> np.ndarray:
+def disagreement(model: Any, test: Sample) -> np.ndarray:
     """(n,) 1 − the least cosine between an object's embeddings by its kinds of measurement, standardised over the objects for
     each pair of kinds first; 0 for those with one kind alone."""
     out = np.zeros(len(test))
-    having = {k: np.array([holding(one, (k,)) is not None for one in test.objects]) for k in kinds if k in MODALITIES}
+    having = {k: np.array([holding(one, (k,)) is not None for one in test.objects]) for k in MODALITIES}
     vectors = {k: np.full((len(test), model.config.model.width), np.nan) for k in having}
     for kind, there in having.items():
         if there.any():
@@ -137,7 +144,7 @@ def subclasses(work: Workspace, said: Experiment, result: Result) -> None:
     """Subclasses (column `subclass`) that nobody told the model of, found by k-means of the embeddings within each class that
     has several: adjusted Rand index, and purity beside that of one cluster. Uses data, runs, seeds, folders (the first); the
     baseline `features` clusters what the forest sees."""
-    train, test = work.sample(said.data, "train"), work.sample(said.data, said.folders[0])
+    test = work.sample(said.data, said.folders[0])
     truth, kind = test.column("subclass"), test.classes
     groups = {}
     for name in sorted(set(kind.tolist()) - {""}):
@@ -155,9 +162,8 @@ def subclasses(work: Workspace, said: Experiment, result: Result) -> None:
         result.add("all, mean", method, mean, sum(map(len, groups.values())), model)
 
     if "features" in said.baselines:
-        blocks = blocks_of(train, test)
         made = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-        a, b = (np.hstack([block[i] for block in blocks.values()]) for i in range(2))
+        a, b = features_of(work, said)
         scaled = np.clip(made.fit(a).transform(b), -5, 5)
         for seed in work.seeds(said.seeds):
             found("features", scaled, False, seed)

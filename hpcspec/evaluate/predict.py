@@ -177,8 +177,10 @@ def from_table(table: Table, test: Sample, targets: list[str], classes: np.ndarr
 
 
 def probabilities(table: Table, rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """(n, classes) of these rows of a catalogue, NaN where the row is −1. Raises NotMeasured for a class that it lacks."""
-    return np.stack([column(table, class_column(c), rows).astype(np.float64) for c in classes], 1)
+    """(n, classes) of these rows of a catalogue, NaN where the row is −1; 0 for a class that the run has not learned."""
+    none = np.where(rows >= 0, 0.0, np.nan)
+    names = [class_column(c) for c in classes]
+    return np.stack([column(table, n, rows).astype(np.float64) if n in table.colnames else none for n in names], 1)
 
 
 def scored(target: str, test: Sample, found: Mapping[str, np.ndarray], within: list[str] | None) -> tuple[dict[str, float], int]:

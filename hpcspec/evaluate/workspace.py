@@ -6,9 +6,11 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -22,6 +24,7 @@ from hpcspec.evaluate.spec import Evaluation
 from hpcspec.surveys import discover
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 FEW = 100  # simulated objects of each recipe with --quick
 
 
@@ -32,7 +35,14 @@ class Workspace:
         self.evaluation, self.data, self.output, self.quick = evaluation, data, output, quick
         self.effort = QUICK if quick else Effort(threads=os.cpu_count() or 1)
         self.sample = functools.lru_cache(maxsize=6)(self._sample)  # hundreds of MB each
+        self._kept: dict[str, Any] = {}
         self._models: dict[tuple[str, int, int], ModelUnderTest] = {}
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """What `make` gives, kept under a name."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def seeds(self, wanted: list[int]) -> list[int]:
         """These, or the first of them with --quick."""
@@ -108,7 +118,7 @@ class Workspace:
             except NotMeasured as reason:
                 if said.absent == "refuse" or name in labels:
                     raise
-                log.info("%s is trained without %s: %s", run, name, reason)
+                self.once(f"absent {run} {name}", partial(log.info, "%s is trained without %s: %s", run, name, reason))
                 continue
             members.setdefault(self.evaluation.data[name].survey, {})[name] = self._learned(name, sample)
         if not members:

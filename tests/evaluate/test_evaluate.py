@@ -32,6 +32,10 @@ data:
     tables: [train/sdss/labels.csv, test/sdss/labels.csv]
     object_class: class
     parameters: {{teff: teff, z: z}}
+  desi:
+    survey: desi
+    folders: {{train: train/desi, test: test/desi}}
+    tables: [train/desi/labels.csv, test/desi/labels.csv]
   split: {{survey: apogee, folders: {{all: apogee}}, split: 0.3, tables: [apogee/labels.csv], parameters: {{teff: teff}}}}
   nowhere: {{survey: lamost, folders: {{train: lamost/train, test: lamost/test}}}}
 runs:
@@ -49,6 +53,14 @@ experiments:
     goals: {{teff MAD: <= 1e9, class accuracy: ">= 1.1", teff std: <= 0.8 best}}
   repeats: {{kind: repeats, title: Repeats, data: sdss, folders: [test], match: class, runs: [tiny], baselines: [pca]}}
   reconstruction: {{kind: reconstruction, title: Reconstruction, data: sdss, runs: [tiny], baselines: [smoothed, templates]}}
+  cross:
+    kind: cross_survey
+    title: Cross-survey
+    data: sdss
+    other: desi
+    match: ra
+    runs: [tiny]
+    baselines: [smoothed, templates]
   split: {{kind: predict, title: Split by file, data: split, targets: [teff], baselines: [ridge]}}
   absent: {{kind: predict, title: Absent, data: nowhere, targets: [class], baselines: [ridge]}}
   fails: {{kind: predict, title: Fails, data: sdss, runs: [slow], targets: [teff], baselines: [ridge]}}
@@ -59,8 +71,8 @@ experiments:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a quick evaluation on 70 and 30 simulated spectra."""
     folder = tmp_path_factory.mktemp("evaluate")
-    simulate(folder / "train", {"sdss": 70}, 1)
-    simulate(folder / "test", {"sdss": 30}, 2)
+    simulate(folder / "train", {"sdss": 70, "desi": 10}, 1)
+    simulate(folder / "test", {"sdss": 30, "desi": 20}, 2)
     simulate(folder, {"apogee": 30}, 1)
     (folder / "tiny.yaml").write_text(PIPELINE)
     (folder / "row.yaml").write_text(ROW.format(pipeline=folder / "tiny.yaml"))
@@ -99,6 +111,9 @@ def test_other_experiments(shown: Path) -> None:
         assert {"all pixels seen", "hidden pixels"} == {t for t, _, m in found if m == method}
     assert found["all pixels seen", "chi2/pixel", "smoothed"]["mean"] < found["hidden pixels", "chi2/pixel", "tiny"]["mean"]
     assert found["all pixels seen", "chi2/pixel", "templates"]["n"] == 5
+    found = lines(shown, "cross")
+    assert {m for *_, m in found} == {"tiny", "smoothed", "templates"}
+    assert found["the level of the whole fitted", "chi2/pixel", "tiny"]["n"] == 4  # each fifth object is in both surveys
     assert lines(shown, "split")["teff", "MAD", "ridge"]["n"] == 9
 
 

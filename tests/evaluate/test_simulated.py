@@ -26,7 +26,7 @@ name: tiny
 surveys: [simulated]
 model: {patch: 64, width: 16, layers: 1, decoder_layers: 1, heads: 2, frequencies: 8}
 training: {steps: 3, tokens_per_batch: 2048, lanes: 4, ranks: 1, zero: {stage: 0}}
-adapt: {steps: 10, held_out: 0.1, calibration: 0.2, threads: 1, baseline: none}
+adapt: {steps: 10, held_out: 0.2, calibration: 0.2, threads: 1, baseline: none}
 catalog: {tasks: 1, pieces: 1}
 """
 ROW = """\
@@ -40,7 +40,7 @@ data:
   stars: &stars
     parameters: {{teff: teff, logg: logg, m_h: m_h, logebv: logebv, distance: distance}}
     learn: [teff, logg]
-    recipes: {{train: {{population: stars_xp, objects: 60, seed: 1}}, test: {{population: stars_xp, objects: 30, seed: 2}}}}
+    recipes: {{train: {{population: stars_xp, objects: 100, seed: 1}}, test: {{population: stars_xp, objects: 30, seed: 2}}}}
   pairs:
     <<: *stars
     learn: []

@@ -228,7 +228,7 @@ def _draw(work: Workspace, said: Experiment, result: Result, test: Sample, shown
         having = {m: shown[m][target][use] for m in first if target in shown[m]}
         if target == "class" and use.any():
             result.plots.append(plots.confusion(path("confusion"), test.classes[use], having))
-        elif use.any():
+        elif having := {m: v for m, v in having.items() if np.isfinite(v).any()}:
             result.plots.append(plots.recovered(path(target), target, test.values[target][use], having))
         for m in result.models:
             error = shown[m].get(f"{target}_err")

@@ -124,7 +124,7 @@ def any_to_any(work: Workspace, said: Experiment, result: Result) -> None:
                 result.missing.append(f"{run}, {setting}: {reason}")
         for target in said.targets if number == 0 and result.models else ():
             truth = _truth(target, test)[0]
-            having = {m: f[target] for m, f in shown.items() if target in f}
+            having = {m: f[target] for m, f in shown.items() if np.isfinite(f[target]).any()}
             if having:
                 name = work.output / f"{result.name}-{target}.png"
                 result.plots.append(plots.recovered(name, f"ln {target}" if target == DISTANCE else target, truth, having))

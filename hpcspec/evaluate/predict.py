@@ -234,7 +234,7 @@ def _draw(work: Workspace, said: Experiment, result: Result, test: Sample, shown
             error = shown[m].get(f"{target}_err")
             if error is not None:
                 residual = ((shown[m][target] - test.values[target]) / error)[use]
-                z[f"{m}, {target}"] = residual[np.isfinite(residual)]
+                z |= {f"{m}, {target}": residual[np.isfinite(residual)]} if np.isfinite(residual).any() else {}
     if z:
         result.plots.append(plots.calibration(path("calibration"), z))
     if {"teff", "logg"} <= set(said.targets):

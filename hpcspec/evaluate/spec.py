@@ -120,16 +120,21 @@ def load_evaluation(row: str, settings: list[str]) -> Evaluation:
     return found
 
 
+SECTIONS = ("data", "runs", "experiments", "quick")
+
+
 def _tree(path: Path) -> dict[str, Any]:
     tree = read_yaml(path)
     included, extra, without = (tree.pop(key, []) for key in ("include", "with_runs", "without"))
+    both: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for row in included:
-        other = yaml.safe_load(yaml.safe_dump(_tree(path.with_name(f"{row}.yaml"))))
+        other = yaml.safe_load(yaml.safe_dump(_tree(path.with_name(f"{row}.yaml")), sort_keys=False))
         other["experiments"] = {name: one for name, one in other["experiments"].items() if name not in without}
         for one in other["experiments"].values():
             if one.get("runs") and len(one.get("labels", [1])) == 1:
                 one["runs"] = [*one["runs"], *extra]
-        for section in ("data", "runs", "experiments"):
-            tree[section] = {**other.get(section, {}), **tree.get(section, {})}
-        tree["quick"] = {**other.get("quick", {}), **tree.get("quick", {})}
-    return tree
+        for section in SECTIONS:
+            if section != "quick" and (twice := both[section].keys() & other.get(section, {}).keys()):
+                raise UserError(f"{path}: {section}.{min(twice)} is in two of the rows that it includes: rename one")
+            both[section] |= other.get(section, {})
+    return tree | {section: both[section] | tree.get(section, {}) for section in SECTIONS} if included else tree

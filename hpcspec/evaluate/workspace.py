@@ -108,7 +108,8 @@ class Workspace:
         key = (run, seed, split_seed)
         if key not in self._models:
             try:
-                self._models[key] = ModelUnderTest(folder, said.config, {**said.set, **quick}, seed, said.minutes)
+                settings = sorted({**said.set, **quick}.items(), key=lambda item: item[0].count("."))  # a section, then its keys
+                self._models[key] = ModelUnderTest(folder, said.config, dict(settings), seed, said.minutes)
             except UserError as error:
                 raise NotMeasured(str(error)) from error
         members: dict[str, dict[str, Sample]] = {}

@@ -115,12 +115,13 @@ def retrieval(work: Workspace, said: Experiment, result: Result) -> None:
             chance = {f"retrieval@{k}": min(k / len(pair), 1.0) for k in (1, 10)}
             result.add(name, "chance", chance, len(pair))
         if "cca" in said.baselines:
-            found("cca", *_correlated([seen[k][0] for k in (a, b)], [seen[k][1][both] for k in (a, b)]), False)
+            x, y = _correlated([seen[k][0] for k in (a, b)], [seen[k][1][both] for k in (a, b)])
+            found("cca", x, y, False)
         for run in said.runs:
             try:
                 for seed in work.seeds(work.evaluation.runs[run].seeds):
                     model = work.model(run, seed, {}).loaded()
-                    found(run, *(by_kind(model, pair, kind) for kind in (a, b)), True)
+                    found(run, by_kind(model, pair, a), by_kind(model, pair, b), True)
             except NotMeasured as reason:
                 result.missing.append(f"{run}, {a} and {b}: {reason}")
 

@@ -222,7 +222,7 @@ def _draw(work: Workspace, said: Experiment, result: Result, test: Sample, shown
                 result.plots.append(plots.efficiency(path(f"{target}-{figure}"), f"{target}, {figure}", lines))
         return
     first = [*result.models, *[m for m in shown if m not in result.models]][:3]
-    z = {}
+    z: dict[str, np.ndarray] = {}
     for target in said.targets:
         use = test.known([target]) & (np.isin(test.classes, said.within[target]) if target in said.within else True)
         having = {m: shown[m][target][use] for m in first if target in shown[m]}

@@ -245,7 +245,7 @@ def cross_survey(work: Workspace, said: Experiment, result: Result) -> None:
     (the first), objects; baselines `smoothed`, `templates` and `mean` (components of the training set of what is predicted,
     or its mean, fitted to what is given)."""
     pairs = _pairs(work, said, result)[: 5 if work.quick else said.objects]
-    wanted, given = (" ".join(said.arms.get(k, ())) or data for k, data in (("wanted", said.other), ("given", said.data)))
+    wanted, given = " ".join(said.arms.get("wanted", [])) or said.other, " ".join(said.arms.get("given", [])) or said.data
     title = f"{wanted} from {given}"
     for method, expected in _methods(work, said, result, said.other or said.data).items():
         began = time.monotonic()

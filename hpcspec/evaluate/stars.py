@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from sklearn.impute import SimpleImputer
@@ -197,11 +198,10 @@ def completion(work: Workspace, said: Experiment, result: Result) -> None:
         objects = given(test, patterns, targets, 1)
         names = [n for n in known if any(n in one.scalars for one in objects)]
         methods: dict[str, tuple[list[int], Callable[[int], Completing]]] = {
-            m: ([1], lambda _, m=m: regressed(m, given(train, patterns, targets, 1001), train, names, targets))  # noqa: B023
-            for m in said.baselines
+            m: ([1], partial(_regressed, m, given(train, patterns, targets, 1001), train, names, targets)) for m in said.baselines
         }
-        methods |= {r: (work.seeds(work.evaluation.runs[r].seeds), lambda seed, r=r: _asking(work, r, seed, targets))
-                    for r in said.runs}  # fmt: skip
+        for run in said.runs:
+            methods[run] = (work.seeds(work.evaluation.runs[run].seeds), partial(_asking, work, run, targets=targets))
         for method, (seeds, make) in methods.items():
             model = method in said.runs
             try:
@@ -230,6 +230,12 @@ def _asking(work: Workspace, run: str, seed: int, targets: Sequence[str]) -> Com
             raise NotMeasured(str(refused)) from refused
 
     return complete
+
+
+def _regressed(kind: str, inputs: list[Observation], train: Sample, names: list[str], targets: Sequence[str], _: int,
+               ) -> Completing:  # fmt: skip
+    """A baseline without seeds."""
+    return regressed(kind, inputs, train, names, targets)
 
 
 def regressed(kind: str, inputs: list[Observation], train: Sample, names: list[str], targets: Sequence[str]) -> Completing:
@@ -284,13 +290,14 @@ def extinction(work: Workspace, said: Experiment, result: Result) -> None:
     methods: dict[str, Callable[[], Completing]] = {}
     for method in said.baselines:
         labelled = [replace(one, scalars={t: one.scalars[t] for t in LABELS if t in one.scalars}) for one in train.objects]
-        methods[method] = lambda m=method, o=labelled: regressed(m, o, train, list(LABELS), names)
+        methods[method] = partial(regressed, method, labelled, train, list(LABELS), names)
     for run in said.runs:
-        methods[run] = lambda r=run: _asking(work, r, work.evaluation.runs[r].seeds[0], names)
+        methods[run] = partial(_asking, work, run, work.evaluation.runs[run].seeds[0], names)
     for method, make in methods.items():
         try:
             complete = make()
-            each = dust(*(complete(part)[0] for part in stars), DUST[1] - DUST[0])
+            clear, dusty = (complete(part)[0] for part in stars)
+            each = dust(clear, dusty, DUST[1] - DUST[0])
             each += np.nanmedian(truth - each, axis=1, keepdims=True)
             curve = np.nanmedian(each, axis=0)
         except NotMeasured as reason:

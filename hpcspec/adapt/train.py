@@ -33,6 +33,7 @@ from hpcspec.stream.index import DataIndex, open_index
 
 log = logging.getLogger(__name__)
 EVALUATION_TOKENS = 8192
+FEWEST = 5  # objects of each side of a split
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ def split(index: DataIndex, labelled: np.ndarray, seed: int, adapt: Adapt) -> Sp
     Raises UserError if another part is, nearly.
     """
     held, trained = index.sky_fraction(seed) < adapt.held_out, index.lowest_fraction(seed) >= adapt.held_out
-    calibrating = index.sky_fraction(seed + 1) < adapt.calibration
-    learning = index.lowest_fraction(seed + 1) >= adapt.calibration
+    fraction = index.sky_fraction(seed + 1)
+    few = np.sort(fraction[labelled & trained])[:FEWEST]
+    share = max(adapt.calibration, np.nextafter(few[-1], 1) if len(few) else 0.0)
+    calibrating, learning = fraction < share, index.lowest_fraction(seed + 1) >= share
     parts = Split(*(np.flatnonzero(labelled & mask) for mask in (trained & learning, trained & calibrating, held)))
     needed = (parts.train, parts.calibration, *([parts.test] if adapt.held_out else []))
-    if min(map(len, needed)) < 5:
+    if min(map(len, needed)) < FEWEST:
         counts = "/".join(str(len(p)) for p in (parts.train, parts.calibration, parts.test))
         raise UserError(f"{labelled.sum()} labelled objects are too few to train, calibrate and test a head ({counts}, at least "
                         "5 each): give more labels")  # fmt: skip

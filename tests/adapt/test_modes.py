@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from hpcspec.adapt.heads import Task
-from hpcspec.adapt.train import adapt
+from hpcspec.adapt.train import adapt, split
 from hpcspec.catalog.task import Predictor
-from hpcspec.config import Config
+from hpcspec.config import Adapt, Config
 from hpcspec.errors import UserError
 from hpcspec.model.weights import save_model
+from hpcspec.stream.index import open_index
 from tests.making import batch, shard, star, words
 from tests.model.small import SMALL, made
 
@@ -152,3 +153,15 @@ def test_nothing_need_be_held_out(data: Path) -> None:
     adapted(data, data / "all", held_out=0.0)
     task = Task.load(data / "all" / "task.json")
     assert set(task.report) == {"mode", "seconds"} and min(task.error_scale) > 0
+
+
+def test_few_labels_calibrate_all_the_same(data: Path) -> None:
+    """Of fifteen labelled stars five calibrate, whatever the share; of nine there are too few to train."""
+    index = open_index([data / "sdss-00000.h5"])
+    for count, wanted in ((15, 10), (40, 30)):
+        labelled = np.arange(COUNT) < count
+        parts = split(index, labelled, 3, Adapt(held_out=0.0, calibration=0.01))
+        assert len(parts.calibration) == 5 and wanted - 1 <= len(parts.train) <= count - 5 and len(parts.test) == 0
+        assert not set(parts.train) & set(parts.calibration)
+    with pytest.raises(UserError, match="9 labelled objects are too few to train, calibrate and test a head"):
+        split(index, np.arange(COUNT) < 9, 3, Adapt(held_out=0.0))

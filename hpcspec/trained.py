@@ -203,6 +203,8 @@ class Trained:
         Raises UserError for wavelengths that are none, and for an object that the model can't read.
         """
         w, patch = np.asarray(wavelengths, np.float64), self._words.patch
+        if "spectra" not in self._words.inputs:
+            raise UserError(f"the model was not trained on spectra; it reads {self._reads()}")
         if w.ndim != 1 or not len(w) or not np.isfinite(w).all() or w[0] <= 0 or (np.diff(w) <= 0).any():
             raise UserError("wavelengths are one ascending array of positive numbers, Å")
         starts = np.arange(0, len(w), patch)
@@ -242,7 +244,7 @@ class Trained:
 
         Raises UserError for an unknown name, and for an object that the model can't read.
         """
-        known = self._words.names[1:]
+        known = [name for name in self._words.names[1:] if name != PERIOD]  # which is never hidden, so never asked for
         for name in names:
             if name not in known:
                 raise UserError(f"the model knows no scalar {name!r}: it knows {', '.join(known)}")

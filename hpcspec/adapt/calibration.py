@@ -1,4 +1,4 @@
-"""Errors that mean what they say: scaled on objects that nothing was trained on."""
+"""Errors that mean what they say: scaled on objects that the head was not trained on."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from hpcspec.atomic import write_json
 from hpcspec.model.attention import AttentionPool
 from hpcspec.model.unified import Encoded, Unified
 from hpcspec.stream.batch import Batch
-from hpcspec.stream.vocabulary import Vocabulary
+from hpcspec.stream.vocabulary import PERIOD, Vocabulary
 
 LOG_VARIANCE = (-10.0, 5.0)
 REDSHIFT, REDSHIFT_WEIGHT = "z", 0.3
@@ -72,6 +72,8 @@ def without(batch: Batch, names: Sequence[str], vocabulary: Vocabulary) -> Batch
     chosen = torch.tensor([vocabulary.names.index(name) for name in names], device=batch.order.device)
     lost = torch.zeros_like(batch.order, dtype=torch.bool)
     lost[: len(batch.scalars.name)] = torch.isin(batch.scalars.name, chosen)
+    if PERIOD in names:
+        batch = replace(batch, curves=batch.curves._replace(phases=torch.full_like(batch.curves.phases, torch.nan)))
     return batch.take(~lost[batch.order])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hpcspec.errors import UserError
 from hpcspec.shards.objects import texts
 from hpcspec.shards.shard import Shard
 from hpcspec.stream.index import DataIndex
+from hpcspec.surveys import labels as own_labels
 from hpcspec.surveys.base import FAULTS, reason_of
 
 WARNINGS = {"zwarning", "zwarn"}
@@ -120,9 +121,14 @@ def wanted(labels: Labels) -> bool:
     return bool(labels.object_class or labels.parameters)
 
 
-def label_names(surveys: Iterable[Survey]) -> set[str]:
-    """The names of all labels, ours and those of the columns they come from."""
-    return {name for s in surveys for pair in s.labels.parameters.items() for name in pair}
+def label_names(surveys: Mapping[str, Survey]) -> set[str]:
+    """The names of all labels: ours, those of the columns they come from, and where they are the survey's own, all that it
+    found together with them."""
+    names = {name for s in surveys.values() for pair in s.labels.parameters.items() for name in pair}
+    for survey, settings in surveys.items():
+        if settings.labels.parameters and not settings.labels.path:
+            names |= own_labels(survey)
+    return names
 
 
 def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
@@ -161,6 +167,8 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
                 errors[parameter.removesuffix("_err")][found.known] = np.nan_to_num(np.maximum(numbers, 0))
             else:
                 values[parameter][found.known] = numbers
+    if "z" in values:  # no redshift, but a survey's word for none
+        values["z"] = np.where(values["z"] > -1, values["z"], np.nan)
     out = LabelSet(classes.astype(str), values, errors)
     if sources and not out.classes and not any(np.isfinite(v).any() for v in values.values()):
         raise UserError(f"no object has a label: no identifier in {' or '.join(sources)} is among the {n} ingested objects "

@@ -25,16 +25,17 @@ class Optimizers:
         self._base = [[group["lr"] for group in one.param_groups] for one in self._all]
         self._parameters = matrices + others
 
-    def step(self, loss: torch.Tensor, done: float) -> None:
-        """One step down a loss when a share `done` of training is over; a gradient that is not finite is left out."""
+    def step(self, loss: torch.Tensor, done: float) -> bool:
+        """One step down a loss when a share `done` of training is over; whether it was made: not if a gradient isn't finite."""
         for one, base in zip(self._all, self._base, strict=True):
             for group, lr in zip(one.param_groups, base, strict=True):
                 group["lr"] = lr * one_cycle(done)
             one.zero_grad()
         loss.backward()
-        if torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, 1.0)):
-            for one in self._all:
-                one.step()
+        finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, 1.0)))
+        for one in self._all if finite else ():
+            one.step()
+        return finite
 
 
 def one_cycle(done: float) -> float:

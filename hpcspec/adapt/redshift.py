@@ -20,6 +20,7 @@ LOWEST, HIGHEST, STEP = -0.02, 2.08, 0.002  # ln(1+z): up to z = 7
 PERIOD = 4.0  # in ln λ: more than the bins and the wavelengths of a spectrum span together
 MIDDLE = 8.6  # ln λ from which phases count, so that single precision is enough for them
 FREQUENCIES, CHANNELS = 1280, 64
+TOGETHER = 256  # objects whose votes are counted at once: they take 2/3 MB each
 BLUR = 0.0012  # σ in ln λ of the sharpest vote
 NEAR = 4  # bins around the most probable one, of which mean and variance are taken
 EXTRAGALACTIC = 0.003  # redshift beyond which an object may be anywhere; below it stars move by STARS at most
@@ -46,20 +47,33 @@ class Redshift(nn.Module):
         frequency = 2 * math.pi * torch.arange(1, FREQUENCIES + 1, device=device) / PERIOD
         phase = torch.where(seen, x - MIDDLE, 0.0)[:, None] * frequency
         waves_TJ2 = torch.stack([phase.cos(), phase.sin()], dim=-1)
-        sums, start = [], 0
-        for n, length, _ in runs(encoded.packing, encoded.packing):
-            rows = slice(start, start + n * length)
-            start += n * length
-            sums.append(features_TM[rows].unflatten(0, (n, length)).mT @ waves_TJ2[rows].flatten(1).unflatten(0, (n, length)))
-        cos_JNM, sin_JNM = torch.cat(sums).unflatten(-1, (FREQUENCIES, 2)).permute(3, 2, 0, 1)
         sharpness = torch.exp(-0.5 * (frequency * BLUR) ** 2)
         sharpness = (0.3 * sharpness / sharpness.norm())[:, None, None]
-        real_JNC = sharpness * (cos_JNM @ self.real - sin_JNM @ self.imaginary)
-        imaginary_JNC = sharpness * (sin_JNM @ self.real + cos_JNM @ self.imaginary)
         angle = frequency[:, None] * bins(device)
         back = torch.cat([angle.cos(), angle.sin()])
-        votes = torch.cat([real_JNC, imaginary_JNC]).permute(1, 2, 0) @ back
+        found: list[torch.Tensor] = []
+        sums: list[torch.Tensor] = []
+        start = 0
+        for n, length, _ in runs(encoded.packing, encoded.packing):
+            for some in [TOGETHER] * (n // TOGETHER) + [n % TOGETHER] * (n % TOGETHER > 0):
+                rows = slice(start, start + some * length)
+                start += some * length
+                waves_NTJ = waves_TJ2[rows].flatten(1).unflatten(0, (some, length))
+                sums.append(features_TM[rows].unflatten(0, (some, length)).mT @ waves_NTJ)
+                if sum(map(len, sums)) >= TOGETHER:
+                    found.append(self._votes(torch.cat(sums), sharpness) @ back)
+                    sums = []
+        if sums:
+            found.append(self._votes(torch.cat(sums), sharpness) @ back)
+        votes = torch.cat(found)
         return votes + 0.1 * self.bins(hidden_NH).float()[:, None]
+
+    def _votes(self, sums: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
+        """(n, C, 2J) real and imaginary parts of the votes of n objects, from sums (n, M, 2J) of features times waves."""
+        cos_JNM, sin_JNM = sums.unflatten(-1, (FREQUENCIES, 2)).permute(3, 2, 0, 1)
+        real = sharpness * (cos_JNM @ self.real - sin_JNM @ self.imaginary)
+        imaginary = sharpness * (sin_JNM @ self.real + cos_JNM @ self.imaginary)
+        return torch.cat([real, imaginary]).permute(1, 2, 0)
 
 
 def bins(device: torch.device) -> torch.Tensor:

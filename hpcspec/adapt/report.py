@@ -88,7 +88,7 @@ def baseline(
         if len(a) < 10:
             continue
         measured = {n for s in index.shards if s.survey == survey for n in s.scalar_names}
-        names = sorted(measured - label_names(config.surveys.values()))
+        names = sorted(measured - label_names(config.surveys))
         grid, pixels, scalars = inputs_of(index, a, names)
         _, other_pixels, other_scalars = inputs_of(index, test[b], names, grid)
         x, y = _features(pixels, other_pixels, config.adapt.baseline, config.seed)

@@ -122,7 +122,7 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     adapted = Adapted(model, Head(task, model.config.width, model.config.heads, settings.dropout))
     numbers = np.concatenate([parts.train, parts.calibration, parts.test])
     items: dict[int, Tokens] = {}
-    withheld = tuple(sorted(set(model.vocabulary.measured) & label_names(config.surveys.values())))
+    withheld = tuple(sorted(set(model.vocabulary.measured) & label_names(config.surveys)))
     for batch in ordered_batches(index, np.sort(numbers), model.vocabulary, EVALUATION_TOKENS):
         items |= apart(without(batch, withheld, model.vocabulary))
     log.info("adapt: labels %s; %d training, %d calibration, %d held-out objects", describe(labels),
@@ -187,12 +187,13 @@ def _fit(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, train: np
     mean = averaged(adapted, settings.average) if full and settings.average else None
     began = shown = time.monotonic()
     losses: list[float] = []
+    lost = 0
     for step, (given, target) in enumerate(prefetch(batches(), 8), 1):
         done = step / settings.steps
         if settings.minutes:
             done = max(done, (time.monotonic() - began) / (60 * settings.minutes))
         loss = head_loss(head(model.encode(given) if isinstance(given, Batch) else given), target, head.z)
-        optimizers.step(loss, done)
+        lost += not optimizers.step(loss, done)
         if mean is not None:
             mean.update_parameters(adapted)
         losses.append(loss.item())
@@ -202,6 +203,8 @@ def _fit(adapted: Adapted, items: dict[int, Tokens], labels: LabelSet, train: np
         if done >= 1:
             if step < settings.steps:
                 log.warning("adapt: stopped at adapt.minutes, %d of %d steps done", step, settings.steps)
+            if lost:
+                log.warning("adapt: %d of %d steps left out, their loss was not finite: look at the labels", lost, step)
             break
     if mean is not None:
         adapted.load_state_dict(mean.module.state_dict())

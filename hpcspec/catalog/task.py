@@ -71,11 +71,12 @@ class Predictor:
         with torch.inference_mode():
             encoded = self.model.encode(batch)
             summary = self.model.summary(encoded)
-            read = encoded
+            given, read = without(batch, self.task.withheld, self.model.vocabulary), encoded
             if self.task.separate_encoder or self.task.withheld:
-                read = self.adapted.model.encode(without(batch, self.task.withheld, self.model.vocabulary))
+                read = self.adapted.model.encode(given)
+            typical = self.model.summary(self.model.encode(given)) if self.task.withheld else summary
             logits, mean, log_variance = (x.numpy() for x in self.adapted.head(read)[:3])
-            anomaly = self.adapted.anomaly(summary).numpy()
+            anomaly = self.adapted.anomaly(typical).numpy()
         value, error = physical(self.task, mean, log_variance)
         probability = softmax(logits.astype(np.float64) / self.task.temperature, axis=1) if logits.shape[1] else logits
         _, of_spectra, of_curves = batch.owners

@@ -23,6 +23,7 @@ from hpcspec.config_files import named_file, read_yaml, validated
 from hpcspec.errors import Stopped, UserError
 from hpcspec.shards.format import shard_paths
 from hpcspec.shards.ingest import ingest, ingest_units
+from hpcspec.shards.variability import VERSION
 from hpcspec.surveys import discover
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def ingest_key(config: Config, work: Release) -> str:
         paths = sorted({p for s in discover(work.survey, work.source) if not work.made(s.paths[0]) for p in s.paths})
     except UserError:  # nothing there (yet)
         paths = []
-    return digest(str(work.source), files_key(paths), config.ingest.shard_mib, config.ingest.compression, config.ingest.samples,
+    need = config.ingest
+    return digest(VERSION, str(work.source), files_key(paths), need.shard_mib, need.compression, need.samples,
                   survey_settings(config, work.survey).epochs)  # fmt: skip
 
 

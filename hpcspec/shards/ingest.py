@@ -34,7 +34,7 @@ from hpcspec.errors import UserError
 from hpcspec.shards.format import INDEX, SCHEMA_VERSION, write_shard
 from hpcspec.shards.objects import Objects, canonical, collect, columns_of, encoded, joined, text
 from hpcspec.shards.shard import Shard, describe, index_of
-from hpcspec.shards.variability import with_variability
+from hpcspec.shards.variability import VERSION, with_variability
 from hpcspec.surveys import discover, read, read_rows
 from hpcspec.surveys.base import Quarantined, Source, passed_over, reason_of
 from hpcspec.surveys.observation import Observation
@@ -95,7 +95,7 @@ def plan(sources: Iterable[Source], survey: str, in_place: bool = False) -> list
 
 def _unit(survey: str, sources: list[Source], in_place: bool) -> Unit:
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns, s.epochs) for s in sources for p in s.paths]
-    content = (SCHEMA_VERSION, in_place, files)
+    content = (SCHEMA_VERSION, VERSION, in_place, files)
     return Unit(f"{survey}-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}", tuple(sources))
 
 

@@ -34,6 +34,7 @@ Sources: Debosscher et al. (2007), A&A 475, 1159; Richards et al. (2011), ApJ 73
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -42,7 +43,9 @@ import numpy as np
 from hpcspec.shards.periods import EDGES, Band, Periodic, find_period
 from hpcspec.surveys.observation import Curve, Observation
 
+log = logging.getLogger(__name__)
 Scalars = dict[str, tuple[float, float]]
+VERSION = 1  # of what is derived: with another one files are ingested again
 
 BANDS = 8  # those of most epochs
 FAINTEST = 0.02  # of the median flux, below which a flux has no magnitude of its own
@@ -67,7 +70,14 @@ class _Good:
 
 def with_variability(one: Observation) -> Observation:
     """The observation, with what its light curves tell among its scalars; a survey's own values are not replaced."""
-    return replace(one, scalars=variability(one.curves) | dict(one.scalars)) if one.curves else one
+    if not one.curves:
+        return one
+    try:
+        derived = variability(one.curves)
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError):
+        log.warning("%s: its light curves tell nothing of themselves", one.object_id, exc_info=True)
+        return one
+    return replace(one, scalars=derived | dict(one.scalars))
 
 
 def variability(curves: Sequence[Curve]) -> Scalars:

@@ -12,9 +12,10 @@ from hpcspec.stream.epochs import epochs
 from hpcspec.stream.packing import Packed
 from hpcspec.stream.patches import patches
 from hpcspec.stream.split import mix
-from hpcspec.stream.vocabulary import OF_CURVE, OF_SPECTRUM, PERIOD, Vocabulary
+from hpcspec.stream.vocabulary import OF_CURVE, OF_SPECTRUM, PERIOD, SCALARS, Vocabulary
 
 SN = 1e-3  # least signal to noise that a token tells apart
+ALL_SCALARS, NO_PART = -1, -2
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ def tokenize(packed: Packed, vocabulary: Vocabulary, hiding: Hiding | None = Non
     order, kind = arranged([place[owner] for owner in owners], scalars.name, kinds)
     counts, which = lengths[by_length].tolist(), by_length.cpu().numpy()
     hidden = torch.zeros(len(order), dtype=torch.bool, device=device)
-    if hiding is not None and hiding.most > 0:
+    if hiding is not None and hiding.most + hiding.whole > 0:
         segments = torch.bincount(packed.owner, minlength=count)
         before = (segments.cumsum(0) - segments)[packed.owner]
-        part = torch.cat([torch.full_like(of_scalar, -1), *(of - before[of] for of in (of_patch, of_epochs))])[order]
+        measured = torch.where(kinds[scalars.name] == SCALARS, ALL_SCALARS, NO_PART)
+        part = torch.cat([measured, *(of - before[of] for of in (of_patch, of_epochs))])[order]
         own = torch.cat([_never_hidden(scalars.name, vocabulary), *(torch.zeros_like(of, dtype=torch.bool)
                                                                     for of in (of_patch, of_epochs))])[order]  # fmt: skip
         chosen = hide(np.array(counts), own.cpu().numpy(), part.cpu().numpy(), hiding, packed.epochs[which],
@@ -89,7 +91,8 @@ def hide(
     lengths: np.ndarray, own: np.ndarray, part: np.ndarray, how: Hiding, epochs: np.ndarray, numbers: np.ndarray
 ) -> np.ndarray:
     """(T,) bool: the tokens hidden of objects of these lengths (N,), never their `own` (T,), at least one hidden and one seen
-    where there are two others; `part` (T,) says what belongs together. It is a function of seed, epoch, number and tokens."""
+    where there are two others; `part` (T,) says what belongs together, NO_PART is what a spectrum or a light curve says of itself
+    as a scalar. It is a function of seed, epoch, number and tokens."""
     owner, edges = np.repeat(np.arange(len(lengths)), lengths), np.cumsum(lengths) - lengths
     within = np.arange(len(owner)) - edges[owner]
     of_object = mix(mix(numbers.astype(np.uint64), how.seed) + epochs.astype(np.uint64), 1)
@@ -97,13 +100,14 @@ def hide(
     order = np.lexsort((score, own, owner))
     others = lengths - np.add.reduceat(own.astype(np.int64), edges)
     share = how.least + (how.most - how.least) * uniform(mix(of_object, 3))
-    number = np.maximum(np.minimum(np.maximum(np.rint(others * share).astype(np.int64), 1), others - 1), 0)
+    number = np.maximum(np.minimum(np.maximum(np.rint(others * share).astype(np.int64), how.most > 0), others - 1), 0)
     hidden = np.zeros(len(owner), bool)
     hidden[order] = within < number[owner]
     if how.whole:
-        rank = np.where(own, np.iinfo(np.uint64).max, mix(of_object[owner] + part.astype(np.uint64), 4))
-        chosen = ~own & (rank == np.minimum.reduceat(rank, edges)[owner])
-        several = others > np.add.reduceat(chosen.astype(np.int64), edges)
+        parts = ~own & (part != NO_PART)
+        rank = np.where(parts, mix(of_object[owner] + part.astype(np.uint64), 4), np.iinfo(np.uint64).max)
+        chosen = parts & (rank == np.minimum.reduceat(rank, edges)[owner])
+        several = np.add.reduceat(parts.astype(np.int64), edges) > np.add.reduceat(chosen.astype(np.int64), edges)
         hidden = np.where((several & (uniform(mix(of_object, 5)) < how.whole))[owner], chosen, hidden)
     return hidden
 

@@ -94,6 +94,8 @@ def vocabulary(shards: Iterable[ShardInfo], patch: int, epochs: int, inputs: tup
                ignore: tuple[str, ...] = ()) -> Vocabulary:  # fmt: skip
     """That of a model trained on these shards, which reads these kinds, without the scalars to `ignore`."""
     shards = list(shards)
+    if not any(c.kind == SPECTRUM for s in shards for c in s.channels):  # or its layers would answer without having learned
+        inputs = tuple(kind for kind in inputs if kind != "spectra")
     bands = {band_name(c) for s in shards for c in s.channels if c.kind != SPECTRUM} if "curves" in inputs else set()
     names = {n for s in shards for n in s.scalar_names if ("curves" if n.startswith(DERIVED) else "scalars") in inputs}
     return Vocabulary(patch, epochs, inputs, tuple(sorted(bands)), tuple(sorted(names - set(ignore))))

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hpcspec.atomic import write_text
+from hpcspec.atomic import read_json, write_text
 from hpcspec.comm import world
 from hpcspec.config import Config
 from hpcspec.errors import Stopped, UserError
 from hpcspec.model.weights import save_model
-from hpcspec.shards.objects import SPECTRUM
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.batches import training_batches
 from hpcspec.stream.index import open_index
@@ -74,10 +73,12 @@ def pretrain(config: Config, shards: Sequence[Path], checkpoints: Path, metrics:
     index = open_index(shards, comm)
     model = config.model
     words = vocabulary(index.shards, model.patch, model.epochs, model.inputs, model.ignore)
-    spectra = any(c.kind == SPECTRUM for shard in index.shards for c in shard.channels) and "spectra" in words.inputs
-    if not (spectra or words.bands or words.measured):
+    if not ("spectra" in words.inputs or words.bands or words.measured):
         surveys = ", ".join(sorted({s.survey for s in index.shards}))
-        raise UserError(f"{surveys}: none of the {', '.join(words.inputs)} that the model reads (model.inputs)")
+        raise UserError(f"{surveys}: none of the {', '.join(model.inputs)} that the model reads (model.inputs)")
+    known = ds.complete_checkpoints(checkpoints)
+    if known and training.changed_data == "new_epoch":  # new data may have names that the model doesn't know
+        words = Vocabulary.from_json((read_json(known[-1] / ds.COMPLETE) or {})["model"])
     stream = Stream(index, config.seed, training.lanes, training.block, training.shuffle_blocks, vocabulary=words,
                     share=config.adapt.held_out, temperature=training.temperature, weights=training.weights,
                     rank=ranks.rank, size=ranks.size, comm=comm)  # fmt: skip

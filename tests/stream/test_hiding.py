@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.tokens import Hiding, hide, tokenize
-from hpcspec.stream.vocabulary import PERIOD
+from hpcspec.stream.vocabulary import PERIOD, SCALARS
 from hpcspec.surveys.observation import Observation
 from tests.making import WORDS, curve, packed, spectrum, star, tensors
 from tests.stream.cases import light_curve, thing
@@ -132,7 +132,7 @@ def test_a_whole_part_of_a_batch_is_one_spectrum_one_band_or_all_scalars() -> No
         group = np.digitize(rows.numpy(), [scalars, scalars + spectra])
         assert len(set(group.tolist())) == 1
         if group[0] == 0:
-            assert sorted(names[rows].tolist()) == [k for k, name in enumerate(WORDS.names) if name not in ("object", PERIOD)]
+            assert sorted(names[rows].tolist()) == np.flatnonzero(WORDS.kinds == SCALARS).tolist()  # none of a curve's own
             seen.add("scalars")
         elif group[0] == 1:
             steps = made.spectra.coordinates[rows - scalars, 0].diff()
@@ -149,4 +149,13 @@ def test_a_whole_part_of_a_batch_is_one_spectrum_one_band_or_all_scalars() -> No
 def test_nothing_is_hidden_where_there_is_one_thing_or_the_most_is_0() -> None:
     one = spectrum(0, (), scalars={"teff": (5000.0, 10.0)})
     assert not tokenized([one, one], Hiding(0.5, 0.9, 1.0)).hidden.any()
-    assert not tokenized([star(1), light_curve(2, 30)], Hiding(0.0, 0.0, 0.5)).hidden.any()
+    assert not tokenized([star(1), light_curve(2, 30)], Hiding(0.0, 0.0, 0.0)).hidden.any()
+
+
+def test_a_single_spectrum_is_never_hidden_as_a_whole() -> None:
+    """Its scale and its signal to noise are no measurement beside it; with the most 0 whole parts alone are hidden."""
+    ones = [spectrum(n, pixels=100) for n in range(30)]
+    assert not tokenized(ones, Hiding(0.0, 0.0, 1.0)).hidden.any()
+    made = tokenized(ones, Hiding(0.5, 0.5, 1.0))
+    assert all(0 < int(part.sum()) < length - 3 for part, length in zip(made.hidden.split(made.lengths), made.lengths, strict=True))
+    assert tokenized([star(n) for n in range(9)], Hiding(0.0, 0.0, 1.0)).hidden.any()

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from astropy.table import MaskedColumn, Table
 
-from hpcspec.adapt.labels import LabelSet, check_labels, describe, load_labels, read_table
+from hpcspec.adapt.labels import LabelSet, check_labels, describe, label_names, load_labels, read_table
 from hpcspec.config import Labels, Survey
 from hpcspec.errors import UserError
 from hpcspec.stream.index import DataIndex, open_index
@@ -214,3 +214,17 @@ def test_epochs_have_the_labels_of_their_object(tmp_path: Path) -> None:
     table.write_text("object_id,teff\nstar-0,5000\nstar-2,6000\nstar-2@5,6100\n")
     labels = load_labels(index, {"sdss": Survey(labels=Labels(path=str(table), parameters={"teff": "teff"}))})
     np.testing.assert_array_equal(labels.values["teff"], [5000, 5000, np.nan, np.nan, 6000, 6100])
+
+
+def test_what_a_survey_found_together_with_its_labels_is_withheld_too() -> None:
+    """Gaia's radii come out of the same fit as its temperatures; a table of one's own says nothing of them."""
+    own, given = (Survey(labels=Labels(path=path, parameters={"teff": "teff_gspphot"})) for path in (None, "labels.csv"))
+    assert label_names({"gaia": own}) >= {"teff", "teff_gspphot", "radius_gspphot", "logg_gspphot"}
+    assert label_names({"gaia": given}) == {"teff", "teff_gspphot"} and label_names({"gaia": Survey()}) == set()
+
+
+def test_a_redshift_of_minus_one_is_none(tmp_path: Path) -> None:
+    index = open_index([shard(tmp_path / "sdss-00000.h5", [spectrum(n) for n in range(3)])])
+    (tmp_path / "z.csv").write_text("object_id,z\nobject-0000,-1\nobject-0001,0.5\nobject-0002,-9\n")
+    labels = load_labels(index, {"sdss": Survey(labels=Labels(path=str(tmp_path / "z.csv"), parameters={"z": "z"}))})
+    assert np.isnan(labels.values["z"]).tolist() == [True, False, True]

@@ -157,5 +157,6 @@ def test_a_single_spectrum_is_never_hidden_as_a_whole() -> None:
     ones = [spectrum(n, pixels=100) for n in range(30)]
     assert not tokenized(ones, Hiding(0.0, 0.0, 1.0)).hidden.any()
     made = tokenized(ones, Hiding(0.5, 0.5, 1.0))
-    assert all(0 < int(part.sum()) < length - 3 for part, length in zip(made.hidden.split(made.lengths), made.lengths, strict=True))
+    parts = zip(made.hidden.split(made.lengths), made.lengths, strict=True)
+    assert all(0 < int(part.sum()) < length - 3 for part, length in parts)
     assert tokenized([star(n) for n in range(9)], Hiding(0.0, 0.0, 1.0)).hidden.any()

@@ -79,3 +79,10 @@ def test_json_without_a_part_is_refused(missing: str) -> None:
     del content[missing]
     with pytest.raises(KeyError):
         Vocabulary.from_json(content)
+
+
+def test_spectra_that_no_shard_has_are_not_read(tmp_path: Path) -> None:
+    """Or their layers would answer without having learned anything."""
+    shards = [describe(shard(tmp_path / "a.h5", [spectrum(n, (), curves=(curve(n, 9),)) for n in range(3)]))]
+    found = vocabulary(shards, 8, 4, ("spectra", "curves", "scalars"))
+    assert found.inputs == ("curves", "scalars") and found.band((ARM,)).tolist() == [IGNORED]

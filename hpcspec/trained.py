@@ -23,7 +23,7 @@ from hpcspec.shards.variability import with_variability
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.packing import layout, pack
 from hpcspec.stream.tokens import tokenize
-from hpcspec.stream.vocabulary import DERIVED, KINDS, OF_CURVE, OF_SPECTRUM, PERIOD
+from hpcspec.stream.vocabulary import DERIVED, KINDS, OF_CURVE, OF_SPECTRUM, PERIOD, band_name
 from hpcspec.surveys import discover, read
 from hpcspec.surveys.grids import table_grid
 from hpcspec.surveys.observation import BadObject, Observation, check, make_arm, make_curve
@@ -97,7 +97,8 @@ def observations(survey: str, folder: str | Path) -> Iterator[Observation]:
 
 
 class Trained:
-    """What a run has learned. Objects are those of `observations`, or what `spectrum` makes."""
+    """What a run has learned. Objects are those of `observations`, or what `spectrum`, `light_curve`, `scalars` and
+    `together` make."""
 
     def __init__(self, config: Config, predictor: Predictor):
         self.config, self._predictor = config, predictor
@@ -133,7 +134,7 @@ class Trained:
     def _known(self, one: Observation) -> None:
         """Raise UserError if the model can read nothing of an object; what it can't read of it is logged."""
         words = self._words
-        lost = [f"light curve {c.band} in {c.unit}" for c in one.curves if f"{c.band} {c.unit}" not in words.bands]
+        lost = [f"light curve {c.band} in {c.unit}" for c in one.curves if band_name(c.band, c.unit) not in words.bands]
         lost += [f"scalar {name}" for name in one.scalars if name not in words.measured]
         lost += ["spectra"] * bool(one.arms and "spectra" not in words.inputs)
         if len(lost) == len(one.curves) + len(one.scalars) + bool(one.arms):

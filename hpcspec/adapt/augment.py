@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from hpcspec.config import Adapt
-from hpcspec.model.embeddings import LOG_ERROR
 from hpcspec.stream.batch import GROUPS, Epochs, Patches, Scalars, Tokens
+from hpcspec.stream.patches import LOG_ERROR
 from hpcspec.stream.vocabulary import CURVES, KINDS, OBJECT, SPECTRA
 
 

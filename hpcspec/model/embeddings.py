@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hpcspec.stream.batch import CHANNELS, Epochs, Patches, Scalars
+from hpcspec.stream.patches import LOG_ERROR
 
 LONGEST, SHORTEST = 4e4, 4.0  # periods of the sinusoids in λ, Å
 LOG_LONGEST, LOG_SHORTEST = 4.0, 2e-3  # and in ln λ
@@ -18,7 +19,6 @@ DAYS = (8000.0, 0.2)  # and in time
 HARMONICS = 8  # of the phase, and of half of it: eclipses of two stars differ
 LINES = 10.0  # weak lines are a few hundredths of their local level; the channels are brought to about the same size
 MODULATION = 64  # width of the way from a wavelength to what it does with pixels
-LOG_ERROR = (-4.0, 2.0)
 FARTHEST = 1e4  # standard deviations beyond which scalars are not told apart
 
 

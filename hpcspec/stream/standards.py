@@ -57,8 +57,11 @@ def _sample(index: DataIndex) -> np.ndarray:
     chosen = []
     for survey in np.unique(surveys):
         shards = np.flatnonzero(surveys == survey)
-        numbers = np.concatenate([np.arange(index.offsets[s], index.offsets[s + 1]) for s in shards])
-        runs = -(-len(numbers) // RUN)
+        before = np.cumsum([0] + [len(index.shards[s]) for s in shards])  # nothing is held per object: there may be 10⁸
+        runs = -(-int(before[-1]) // RUN)
         few = np.unique(np.linspace(0, runs - 1, min(runs, SAMPLE // RUN)).astype(int))
-        chosen.append(np.concatenate([numbers[r * RUN : (r + 1) * RUN] for r in few]))
+        places = (few[:, None] * RUN + np.arange(RUN)).ravel()
+        places = places[places < before[-1]]
+        of = np.searchsorted(before, places, side="right") - 1
+        chosen.append(index.offsets[shards[of]] + places - before[of])
     return np.sort(np.concatenate(chosen))

@@ -58,7 +58,7 @@ class Vocabulary:
         if channels not in self._bands:
             place = {name: i for i, name in enumerate(self.bands)} if "curves" in self.inputs else {}
             spectrum = -1 if "spectra" in self.inputs else IGNORED
-            found = [spectrum if c.kind == SPECTRUM else place.get(band_name(c), IGNORED) for c in channels]
+            found = [spectrum if c.kind == SPECTRUM else place.get(band_name(c.name, c.unit), IGNORED) for c in channels]
             self._bands[channels] = np.array(found, np.int64)
         return self._bands[channels]
 
@@ -85,9 +85,9 @@ class Vocabulary:
         return Vocabulary(content["patch"], content["epochs"], inputs, bands, measured)
 
 
-def band_name(channel: Channel) -> str:
+def band_name(name: str, unit: str) -> str:
     """A band with the unit of its values, which a model must not mistake for another."""
-    return f"{channel.name} {channel.unit}"
+    return f"{name} {unit}"
 
 
 def vocabulary(shards: Iterable[ShardInfo], patch: int, epochs: int, inputs: tuple[str, ...],
@@ -96,7 +96,7 @@ def vocabulary(shards: Iterable[ShardInfo], patch: int, epochs: int, inputs: tup
     shards = list(shards)
     if not any(c.kind == SPECTRUM for s in shards for c in s.channels):  # or its layers would answer without having learned
         inputs = tuple(kind for kind in inputs if kind != "spectra")
-    bands = {band_name(c) for s in shards for c in s.channels if c.kind != SPECTRUM} if "curves" in inputs else set()
+    bands = {band_name(c.name, c.unit) for s in shards for c in s.channels if c.kind != SPECTRUM} if "curves" in inputs else set()
     names = {n for s in shards for n in s.scalar_names if ("curves" if n.startswith(DERIVED) else "scalars") in inputs}
     return Vocabulary(patch, epochs, inputs, tuple(sorted(bands)), tuple(sorted(names - set(ignore))))
 

@@ -194,7 +194,7 @@ class Adapt(Section):
     minutes: float | None = Field(default=None, gt=0)
     """Limit of the wall time: on a slow machine the schedule is shortened to end by then."""
     tokens_per_batch: int = Field(default=2048, ge=64)
-    """Token budget of a step. Small batches learn more from the same number of spectra."""
+    """Token budget of a step, over all ranks. Small batches learn more from the same number of spectra."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate of AdamW: of the head, and of what is no matrix of the encoder."""
     matrix_lr: float = Field(default=2e-3, gt=0)
@@ -216,7 +216,10 @@ class Adapt(Section):
     too, after these have been measured with."""
     baseline: Literal["xgboost", "pca-xgboost", "none"] = "pca-xgboost"
     """What the head stands beside in the summary: XGBoost on the pixels or on 64 principal components."""
-    threads: int = Field(default=2, ge=1)
+    ranks: int = Field(default=2, ge=1)
+    """Processes with `--executor local`; on a cluster the site says how many."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a rank where there is no GPU."""
 
 
 class Catalog(Section):

@@ -161,7 +161,8 @@ class Trained:
                 found.append(self._predictor(batch)["embedding"][order])
                 continue
             with torch.inference_mode():
-                found.append(self._predictor.model.summary_of(batch, KINDS.index(kind)).numpy()[order])
+                of_kind = self._predictor.model.summary_of(batch.to(self._predictor.device), KINDS.index(kind))
+                found.append(of_kind.cpu().numpy()[order])
             if np.isnan(found[-1]).any():
                 lost = some[int(np.isnan(found[-1]).any(1).argmax())]
                 raise UserError(f"{lost.object_id} has no {kind} that the model reads")
@@ -253,15 +254,16 @@ class Trained:
         found = [np.zeros((2, 0, len(names)), np.float32)]
         for order, batch, answers in self._answers(objects, names=asked):
             mean, error = (torch.from_numpy(x).flatten() for x in _apart(answers.scalars, len(batch)))
-            measured = self._predictor.model.embed_scalar.measured(asked.repeat(len(batch)), mean, error)
-            found.append(np.stack([x.numpy().reshape(len(batch), -1)[order] for x in measured]))
+            questions = (x.to(self._predictor.device) for x in (asked.repeat(len(batch)), mean, error))
+            measured = self._predictor.model.embed_scalar.measured(*questions)
+            found.append(np.stack([x.cpu().numpy().reshape(len(batch), -1)[order] for x in measured]))
         value, error = np.concatenate(found, axis=1)
         return value, error
 
     def _answers(self, objects: Iterable[Observation], names: torch.Tensor | None = None, coordinates: torch.Tensor | None = None,
                  days: torch.Tensor | None = None, band: int = 0) -> Iterator[tuple[np.ndarray, Batch, Answers]]:  # fmt: skip
         """The same questions about each object: the order that undoes that of the batch, the batch and the answers."""
-        model, none = self._predictor.model, torch.zeros(0)
+        model, device, none = self._predictor.model, self._predictor.device, torch.zeros(0)
         name, where, when = (none.long() if names is None else names, torch.zeros(0, 2) if coordinates is None else coordinates,
                              none if days is None else days)  # fmt: skip
         for _, order, batch in self._batches(objects):
@@ -271,8 +273,8 @@ class Trained:
             asked = Questions(name.repeat(n), where.repeat(n, 1), when.repeat(n), phases, torch.full((n * len(when),), band),
                               (owners[0], owners[1], owners[2]))  # fmt: skip
             with torch.inference_mode():
-                encoded = model.encode(batch)
-                yield order, batch, model.answer(asked, encoded.tokens, encoded.packing)
+                encoded = model.encode(batch.to(device))
+                yield order, batch, model.answer(asked.to(device), encoded.tokens, encoded.packing)
 
     def _phases(self, batch: Batch, days: torch.Tensor) -> torch.Tensor:
         """(n·t,) phases of days (t,) at the period of each object, NaN where it isn't known."""
@@ -300,5 +302,5 @@ class Trained:
 
 def _apart(answer: tuple[torch.Tensor, torch.Tensor], count: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and error (n, …) of a batch of n objects from mean and log variance one after another."""
-    mean, log_variance = (x.reshape(count, -1).numpy() for x in answer)
+    mean, log_variance = (x.reshape(count, -1).cpu().numpy() for x in answer)
     return mean, np.exp(0.5 * log_variance)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import torch
-
 from hpcspec.adapt.train import adapt
 from hpcspec.cluster.run import Run
 from hpcspec.config import Config
 from hpcspec.model.weights import save_model
 from tests.making import shard, star
 from tests.model.small import SMALL, made
+from tests.tiny import contained
 
 COUNT = 100
 
@@ -31,11 +30,9 @@ def make_run(place: Path) -> Run:
     })  # fmt: skip
     run.create(config)
     run.adapted.mkdir(parents=True)
-    model, threads = made(), torch.get_num_threads()
+    model = made()
     save_model(run.weights, model.config, model.vocabulary, model.state_dict())
     path = shard(run.shards("sdss") / "sdss-00000.h5", [star(n, 40, 12) for n in range(COUNT)])
-    try:
+    with contained():
         adapt(config, [path], run.weights, run.adapted)
-    finally:
-        torch.set_num_threads(threads)
     return run

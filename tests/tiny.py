@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from hpcspec.training.ranks import TORCH_ENVIRONMENT
 
 CONFIG = """\
 name: tiny
@@ -78,7 +81,8 @@ Submit = Callable[..., Outcome]
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """What a stage that runs in this process leaves behind in it is undone: log handlers, torch's threads."""
+    """What a stage that runs in this process leaves behind in it is undone: log handlers, torch's threads, its rank."""
+    environment = {name: os.environ.get(name) for name in TORCH_ENVIRONMENT}
     log, threads = logging.getLogger("hpcspec"), torch.get_num_threads()
     handlers, propagate, level = log.handlers, log.propagate, log.level
     try:
@@ -87,3 +91,7 @@ def contained() -> Iterator[None]:
         log.handlers, log.propagate = handlers, propagate
         log.setLevel(level)
         torch.set_num_threads(threads)
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -153,6 +153,10 @@ class Targets:
     error: torch.Tensor
     z: torch.Tensor
 
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device."""
+        return Targets(*(x.to(device) for x in (self.object_class, self.value, self.error, self.z)))
+
 
 def targets(labels: LabelSet, task: Task, numbers: np.ndarray, shifts: np.ndarray | float = 0.0) -> Targets:
     """The targets of objects with these numbers, whose spectra are moved by `shifts` (N,) in ln λ."""
@@ -208,6 +212,11 @@ class Adapted(nn.Module):
         width = model.config.width
         self.register_buffer("anomaly_mean", torch.zeros(width))
         self.register_buffer("anomaly_whitening", torch.eye(width))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.anomaly_mean.device
 
     def anomaly(self, summary_ND: torch.Tensor) -> torch.Tensor:
         """(N,) root mean square of the whitened summary: Mahalanobis distance from the training objects over √D, about 1

@@ -3,39 +3,73 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hpcspec.config import Adapt
+from hpcspec.training.ranks import Ranks
 
 
 class Optimizers:
     """Muon (Jordan et al. 2024) orthogonalises the step of a matrix, which learns more from few objects than AdamW; it is for
-    matrices between hidden layers only."""
+    matrices between hidden layers only. Ranks average their gradients, and each orthogonalises a share of the matrices."""
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], settings: Adapt):
+    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], settings: Adapt, ranks: Ranks):
         plain = [{"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay},
                  {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0}]  # fmt: skip
         self._all: list[torch.optim.Optimizer] = [torch.optim.AdamW(plain, lr=settings.lr)]
-        if matrices:
-            self._all.append(torch.optim.Muon(matrices, lr=settings.matrix_lr, weight_decay=settings.weight_decay,
-                                              adjust_lr_fn="match_rms_adamw"))  # fmt: skip
+        self._own = set(_shares([p.numel() for p in matrices], ranks.size)[ranks.rank])
+        if self._own:
+            self._all.append(torch.optim.Muon([matrices[i] for i in sorted(self._own)], lr=settings.matrix_lr,
+                                              weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"))  # fmt: skip
         self._base = [[group["lr"] for group in one.param_groups] for one in self._all]
-        self._parameters = matrices + others
+        self._parameters, self._matrices, self._ranks = matrices + others, matrices, ranks
 
-    def step(self, loss: torch.Tensor, done: float) -> bool:
-        """One step down a loss when a share `done` of training is over; whether it was made: not if a gradient isn't finite."""
+    def step(self, loss: torch.Tensor, done: float) -> tuple[bool, float]:
+        """One step down the mean of the ranks' losses when a share `done` of training is over. Returns whether it was made (not
+        if a gradient isn't finite) and the mean of what the ranks hold for `done`, which is the same on all."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss.backward()
+        done = self._average_gradients(done)
+        finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, 1.0)))
         for one, base in zip(self._all, self._base, strict=True):
             for group, lr in zip(one.param_groups, base, strict=True):
                 group["lr"] = lr * one_cycle(done)
-            one.zero_grad()
-        loss.backward()
-        finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, 1.0)))
-        for one in self._all if finite else ():
-            one.step()
-        return finite
+            if finite:
+                one.step()
+        if finite and self._ranks.size > 1 and self._matrices:
+            with torch.no_grad():
+                new = [p if i in self._own else torch.zeros_like(p) for i, p in enumerate(self._matrices)]
+                for p, value in zip(self._matrices, self._ranks.sum_tensors(new), strict=True):
+                    p.copy_(value)
+        return finite, done
+
+    def _average_gradients(self, done: float) -> float:
+        size = self._ranks.size
+        if size == 1:
+            return done
+        there = torch.tensor([done, *(float(p.grad is not None) for p in self._parameters)], device=self._ranks.device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        total, *gradients = self._ranks.sum_tensors([there, *gradients])
+        mean, *anywhere = total.tolist()
+        for p, gradient, had in zip(self._parameters, gradients, anywhere, strict=True):
+            p.grad = gradient / size if had else None  # what no rank used must not decay
+        return mean / size
+
+
+def _shares(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Numbers of the items of these sizes in `count` shares of about the same total."""
+    shares: list[list[int]] = [[] for _ in range(count)]
+    totals = [0] * count
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        least = totals.index(min(totals))
+        shares[least].append(i)
+        totals[least] += sizes[i]
+    return shares
 
 
 def one_cycle(done: float) -> float:

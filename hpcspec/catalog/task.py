@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from hpcspec.catalog.parts import open_part, provenance_of, write_part
 from hpcspec.catalog.schema import Column, Flag, class_column, columns
 from hpcspec.config import Catalog, Config
 from hpcspec.errors import UserError
+from hpcspec.model.unified import Encoded, Unified
 from hpcspec.model.weights import load_model, load_weights
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.batches import ordered_batches, prefetch
@@ -45,7 +46,8 @@ def cut_pieces(tokens: np.ndarray, count: int) -> list[Piece]:
 
 
 class Predictor:
-    """The released model: embeddings from the pretrained encoder, classes and parameters from the adapted head."""
+    """The released model: embeddings from the pretrained encoder, classes and parameters from the adapted head; on the GPU where
+    there is one, its encoders there in bfloat16."""
 
     def __init__(self, config: Config, pretrained: Path, adapted: Path):
         if not (adapted / "task.json").is_file():
@@ -56,7 +58,8 @@ class Predictor:
         head = Head(self.task, encoder.config.width, encoder.config.heads, 0.0)
         self.adapted = Adapted(encoder, head)
         load_weights(adapted / "weights.safetensors", self.adapted)
-        self.adapted.eval()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.adapted = self.model.to(self.device), self.adapted.to(self.device).eval()
         files = (pretrained, adapted / "weights.safetensors", adapted / "task.json")
         self.hash = hashlib.sha256("".join(file_hash(f) for f in files).encode()).hexdigest()[:16]
 
@@ -68,22 +71,28 @@ class Predictor:
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
         """Embedding (N, D), probability (N, classes), value and error (N, parameters), anomaly, and how many valid pixels,
         epochs and tokens there are (N,)."""
+        batch = batch.to(self.device)
         with torch.inference_mode():
-            encoded = self.model.encode(batch)
+            encoded = self._encode(self.model, batch)
             summary = self.model.summary(encoded)
             given, read = without(batch, self.task.withheld, self.model.vocabulary), encoded
             if self.task.separate_encoder or self.task.withheld:
-                read = self.adapted.model.encode(given)
-            typical = self.model.summary(self.model.encode(given)) if self.task.withheld else summary
-            logits, mean, log_variance = (x.numpy() for x in self.adapted.head(read)[:3])
-            anomaly = self.adapted.anomaly(typical).numpy()
+                read = self._encode(self.adapted.model, given)
+            typical = self.model.summary(self._encode(self.model, given)) if self.task.withheld else summary
+            logits, mean, log_variance = (x.cpu().numpy() for x in self.adapted.head(read)[:3])
+            anomaly = self.adapted.anomaly(typical).cpu().numpy()
         value, error = physical(self.task, mean, log_variance)
         probability = softmax(logits.astype(np.float64) / self.task.temperature, axis=1) if logits.shape[1] else logits
         _, of_spectra, of_curves = batch.owners
-        pixels, epochs = (np.bincount(owner.numpy(), torch.isfinite(sigma).sum(1).numpy(), minlength=len(batch))
+        pixels, epochs = (np.bincount(owner.cpu().numpy(), torch.isfinite(sigma).sum(1).cpu().numpy(), minlength=len(batch))
                           for owner, sigma in ((of_spectra, batch.spectra.sigma), (of_curves, batch.curves.sigma)))  # fmt: skip
-        return {"embedding": summary.numpy(), "probability": probability, "value": value, "error": error,
+        return {"embedding": summary.cpu().numpy(), "probability": probability, "value": value, "error": error,
                 "anomaly": anomaly, "pixels": pixels, "epochs": epochs, "tokens": np.array(batch.lengths) - 1}  # fmt: skip
+
+    def _encode(self, model: Unified, batch: Batch) -> Encoded:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            encoded = model.encode(batch)
+        return replace(encoded, tokens=encoded.tokens.float())
 
 
 def rows(

@@ -127,7 +127,7 @@ class JobFailed(Exception):
 def _run_locally(step: Step, run: Run, config: Config) -> None:
     """One step through submitit's local executor; of an array, as many tasks at a time as there are CPUs for."""
     executor = submitit.LocalExecutor(folder=submitit_folder(run, step), max_num_timeout=0)
-    ranks = config.training.ranks if step.stage == "pretrain" else 1
+    ranks = {"pretrain": config.training.ranks, "adapt": config.adapt.ranks}.get(step.stage, 1)
     executor.update_parameters(timeout_min=60 * 24 * 7, tasks_per_node=ranks, stderr_to_stdout=True)
     waiting = list(range(max(1, step.tasks)))
     width = max(1, (os.cpu_count() or 1) // (config.catalog.threads if step.stage == "catalog" else 1))

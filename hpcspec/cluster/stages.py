@@ -102,7 +102,8 @@ def adapt_key(run: Run, config: Config) -> str:
     """What the head depends on."""
     tables = [file_hash(Path(s.labels.path)) for s in config.surveys.values() if s.labels.path]
     labels = {n: s.labels.model_dump(exclude={"path"}) for n, s in config.surveys.items()}
-    return digest((run.done("pretrain") or {}).get("weights"), labels, tables, config.adapt.model_dump(), config.seed)
+    how = config.adapt.model_dump(exclude={"ranks", "threads"})
+    return digest((run.done("pretrain") or {}).get("weights"), labels, tables, how, config.seed)
 
 
 def has_head(run: Run) -> bool:
@@ -186,7 +187,7 @@ def pretrain_stage(run: Run, config: Config, **_: Any) -> None:
 
 
 def adapt_stage(run: Run, config: Config, **_: Any) -> None:
-    """Train and measure the heads."""
+    """Train and measure the heads, on every rank of this job."""
     from hpcspec.adapt.train import adapt
 
     began, key = time.time(), adapt_key(run, config)
@@ -195,7 +196,9 @@ def adapt_stage(run: Run, config: Config, **_: Any) -> None:
     if not run.weights.is_file():
         raise UserError(f"{run.path} has no pretrained weights: run pretrain first")
     task = adapt(config, [p for s in config.surveys for p in shard_paths(run.shards(s))], run.weights, run.adapted)
-    run.mark("adapt", key, began, encoder=file_hash(run.weights), classes=list(task.classes), parameters=list(task.parameters))
+    if task is not None:
+        learned = {"classes": list(task.classes), "parameters": list(task.parameters)}
+        run.mark("adapt", key, began, encoder=file_hash(run.weights), **learned)
 
 
 def catalog_stage(run: Run, config: Config, survey: str, task: int = 0, tasks: int | None = None, source: str | None = None,

@@ -37,6 +37,11 @@ class Encoded:
     packing: Packing
     log_wavelength: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> Encoded:
+        """The same on a device."""
+        where = self.log_wavelength
+        return Encoded(self.tokens.to(device), self.packing, None if where is None else where.to(device))
+
 
 class Questions(NamedTuple):
     """What is asked of N objects: names (a,) i8, coordinates (b, 2) of patches, and times, phases, band (c,) of epochs; owners:
@@ -48,6 +53,12 @@ class Questions(NamedTuple):
     phases: torch.Tensor
     band: torch.Tensor
     owners: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+    def to(self, device: torch.device) -> Questions:
+        """The same on a device."""
+        scalars, spectra, curves = (x.to(device) for x in self.owners)
+        return Questions(self.names.to(device), self.coordinates.to(device), self.times.to(device), self.phases.to(device),
+                         self.band.to(device), (scalars, spectra, curves))  # fmt: skip
 
 
 class Answers(NamedTuple):

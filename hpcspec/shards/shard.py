@@ -382,4 +382,3 @@ class Shard:
         self.file.visit(names.append)
         data = [n for n in names if isinstance(self.file[n], h5py.Dataset)]
         return [n for n in data if checksum(self.file[n][()]) != self.file[n].attrs["crc32"]]
-

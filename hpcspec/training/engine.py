@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,15 @@ def learning_rate(training: Training, step: int) -> float:
 
 def build(config: Config, vocabulary: Vocabulary, measured: Standards, ranks: Ranks) -> Any:
     """DeepSpeed's engine around a freshly initialised model, the same on every rank."""
+    if ranks.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed calls torch by names that are going out of use, and every call would say so.
+    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+. is deprecated", FutureWarning)
     import deepspeed
+    from deepspeed.ops import __compatible_ops__
 
+    # Without this DeepSpeed compiles a shared-memory reduction at the first start, which needs a compiler; gloo does it too.
+    __compatible_ops__["deepspeed_shm_comm"] = False
     torch.manual_seed(config.seed)
     model = Unified(config.model, vocabulary, config.training.activation_checkpointing)
     set_standards(model, measured)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,12 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64 if self.device.type == "cpu" else torch.float32, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def sum_tensors(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Each tensor summed over the ranks, in one message."""
+        flat = torch.cat([t.detach().flatten() for t in tensors])
+        dist.all_reduce(flat)
+        return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all ranks, on every rank."""
@@ -72,19 +78,11 @@ def start(threads: int) -> Ranks:
     _rendezvous()
     gpu = torch.cuda.is_available()
     if not gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(threads)
-    # DeepSpeed calls torch by names that are going out of use, and every call would say so.
-    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+. is deprecated", FutureWarning)
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
-
-    # Without this DeepSpeed compiles a shared-memory reduction at the first start, which needs a compiler; gloo does it too.
-    __compatible_ops__["deepspeed_shm_comm"] = False
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+        dist.init_process_group("nccl" if gpu else "gloo")
     return Ranks(dist.get_rank(), dist.get_world_size(), device)

@@ -21,6 +21,7 @@ from hpcspec.model.weights import save_model
 from hpcspec.stream.index import open_index
 from tests.making import batch, shard, star, words
 from tests.model.small import SMALL, made
+from tests.tiny import contained
 
 COUNT = 120
 ADAPT = {"steps": 12, "tokens_per_batch": 512, "held_out": 0.3, "calibration": 0.3, "threads": 1, "baseline": "none",
@@ -47,11 +48,8 @@ def adapted(data: Path, out: Path, **settings: Any) -> dict[str, torch.Tensor]:
     config = Config.model_validate({"surveys": {"sdss": {"labels": labels}}, "model": SMALL.model_dump(),
                                     "adapt": ADAPT | settings})  # fmt: skip
     out.mkdir(exist_ok=True)
-    threads = torch.get_num_threads()
-    try:
+    with contained():
         adapt(config, [data / "sdss-00000.h5"], data / "weights.safetensors", out)
-    finally:
-        torch.set_num_threads(threads)
     return load_file(out / "weights.safetensors")
 
 
@@ -133,12 +131,9 @@ def test_a_head_doesn_t_read_the_scalars_that_it_is_to_predict(data: Path) -> No
     labels = {"path": str(data / "teff.csv"), "object_class": "kind", "parameters": {"teff": "logg"}}
     config = Config.model_validate({"surveys": {"sdss": {"labels": labels}}, "model": SMALL.model_dump(), "adapt": ADAPT})
     (data / "withheld").mkdir(exist_ok=True)
-    threads = torch.get_num_threads()
-    try:
+    with contained():
         task = adapt(config, [data / "sdss-00000.h5"], data / "weights.safetensors", data / "withheld")
-    finally:
-        torch.set_num_threads(threads)
-    assert task.withheld == ("teff",) and Task.load(data / "withheld" / "task.json").withheld == ("teff",)
+    assert task is not None and task.withheld == ("teff",) and Task.load(data / "withheld" / "task.json").withheld == ("teff",)
     predictor = Predictor(config, data / "weights.safetensors", data / "withheld")
     stars = [star(n, 40, 12) for n in range(4)]
     hotter = [replace(s, scalars={**s.scalars, "teff": (s.scalars["teff"][0] + 900.0, 10.0)}) for s in stars]

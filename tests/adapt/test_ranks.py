@@ -1,0 +1,83 @@
+"""Ranks that share the objects step the weights as one process that has them all."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcspec.adapt.optimizers import Optimizers, one_cycle
+from hpcspec.config import Adapt
+from hpcspec.training.ranks import Ranks, start
+
+STEPS = 4
+
+
+class Net(torch.nn.Module):
+    """Three matrices for two ranks, one layer that the first rank's objects alone use, and one that none uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(*shape) for shape in ((6, 10), (10, 10), (10, 1)))
+        self.first, self.unused = torch.nn.Linear(6, 10), torch.nn.Linear(6, 10)
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor, first: bool) -> torch.Tensor:
+        h = self.layers[0](x) + (self.first(x) if first else 0.0)
+        return (self.layers[2](self.layers[1](h.tanh()).tanh())[:, 0] - y).square().mean()
+
+
+def trained(ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Weights after a few steps on the parts that this rank has."""
+    net, settings = Net(), Adapt(lr=0.01, matrix_lr=0.05, weight_decay=0.1)
+    matrices = [m.weight for m in (*net.layers[:2], net.first, net.unused)]
+    others = [p for p in net.parameters() if not any(p is m for m in matrices)]
+    optimizers = Optimizers(matrices, others, settings, ranks)
+    data = torch.randn(2, STEPS, 16, 7, generator=torch.Generator().manual_seed(2))
+    for step in range(STEPS):
+        parts = range(2) if ranks.size == 1 else [ranks.rank]
+        losses = [net.loss(data[part, step, :, :6], data[part, step, :, 6], first=part == 0) for part in parts]
+        # the clocks of the ranks differ: what they agree on is the mean
+        done = (step + 0.5) / STEPS if ranks.size == 1 else (step + 0.25 + 0.5 * ranks.rank) / STEPS
+        made, agreed = optimizers.step(torch.stack(losses).mean(), done)
+        assert made and agreed == pytest.approx((step + 0.5) / STEPS)
+    return net.state_dict()
+
+
+def test_two_ranks_step_as_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outer = ("SLURM", "PMI", "OMPI_", "SUBMITIT")
+    base = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-m", "tests.adapt.test_ranks", str(tmp_path)], cwd=Path(__file__).parents[2],
+                         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    alone = trained(Ranks(0, 1, torch.device("cpu")))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    fresh = Net().state_dict()
+    for name, expected in alone.items():
+        torch.testing.assert_close(first[name], expected, rtol=2e-3, atol=2e-4)  # Muon works in bfloat16
+        assert torch.equal(first[name], second[name]), name
+        assert torch.equal(first[name], fresh[name]) == name.startswith("unused"), name
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    assert one_cycle(0.0) == 0.0 and one_cycle(0.05) > 0.99 and one_cycle(0.5) == pytest.approx(0.5) and one_cycle(1.0) == 0.0
+
+
+if __name__ == "__main__":
+    here = start(1)
+    torch.save(trained(here), Path(sys.argv[1]) / f"{here.rank}.pt")
+    torch.distributed.barrier()

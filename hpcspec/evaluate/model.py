@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,10 +73,12 @@ def submit(arguments: Sequence[str | Path], log_file: Path, minutes: float) -> f
 class ModelUnderTest:
     """A run folder that is trained as asked, once or again with other labels, and the catalogues made with it."""
 
-    def __init__(self, folder: Path, config: str, settings: Mapping[str, Any], seed: int, minutes: float):
+    def __init__(self, folder: Path, config: str, settings: Mapping[str, Any], seed: int, minutes: float,
+                 pretrained: ModelUnderTest | None = None):  # fmt: skip
         self.path, self._folder, self._minutes, self._log = folder / "run", folder, minutes, folder / "log.txt"
         given = [f"{k}={json.dumps(v)}" for k, v in {"seed": seed, **settings}.items()]
         self._loaded: tuple[str | None, Any] = (None, None)
+        self._pretrained = pretrained
         self._config, self._text, self._key = load(named_file("pipelines", config), given), "", ""
 
     def use(self, surveys: Mapping[str, Training]) -> None:
@@ -94,14 +97,32 @@ class ModelUnderTest:
         marker = self._folder / "trained.json"
         if (read_json(marker) or {}).get("key") == self._key:
             return
-        write_text(self._folder / "evaluate.yaml", self._text)
+        seconds = 0.0
+        if self._pretrained is not None:
+            seconds = self._pretrained.pretrain()
+            if not self.path.exists():
+                own = shutil.ignore_patterns("adapt*", "catalog*", "logs")
+                shutil.copytree(self._pretrained.path, self.path.with_suffix(".tmp"), ignore=own, dirs_exist_ok=True)
+                self.path.with_suffix(".tmp").rename(self.path)
+        write_json(marker, {"key": self._key, "seconds": seconds + self._submitted("adapt")})
+
+    def _submitted(self, verb: str) -> float:
         config = self._folder / "evaluate.yaml"
-        arguments: list[str | Path] = ["adapt", "--config", config, "--run", self.path, "--executor", "local"]
-        write_json(marker, {"key": self._key, "seconds": submit(arguments, self._log, self._minutes)})
+        write_text(config, self._text)
+        return submit([verb, "--config", config, "--run", self.path, "--executor", "local"], self._log, self._minutes)
+
+    def pretrain(self) -> float:
+        """Make sure that it is pretrained; returns how many seconds that took when it was done."""
+        marker, key = self._folder / "pretrained.json", digest(self._config.model_dump(exclude={"adapt", "catalog"}))
+        done = read_json(marker) or {}
+        if done.get("key") != key:
+            done = {"key": key, "seconds": self._submitted("pretrain")}
+            write_json(marker, done)
+        return float(done["seconds"])
 
     @property
     def seconds(self) -> float:
-        """Wall time of the last training."""
+        """Wall time of the last training, with the pretraining that it goes on from where that is another run's."""
         return (read_json(self._folder / "trained.json") or {}).get("seconds", float("nan"))
 
     def catalogue(self, survey: str, folder: Path, name: str) -> Table:

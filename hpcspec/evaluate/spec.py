@@ -49,6 +49,8 @@ class ModelRun(Section):
     seeds: list[int] = Field(default=[1], min_length=1)
     minutes: float = Field(default=35, gt=0)
     """Limit of each command's wall time."""
+    pretrained: str | None = None
+    """A run, of the same data, configuration and settings but for `adapt`, that it takes the pretrained model of."""
     absent: Literal["refuse", "skip"] = "refuse"
     """What to do where a data set is not there: without it the run is not measured, or is trained on the others."""
 
@@ -117,6 +119,8 @@ def load_evaluation(row: str, settings: list[str]) -> Evaluation:
     for name, run in found.runs.items():
         if lost := [x for x in run.data if x not in found.data]:
             raise UserError(f"runs.{name}: no data {lost[0]!r}: there are {', '.join(found.data)}")
+        if run.pretrained is not None and (run.pretrained == name or run.pretrained not in found.runs):
+            raise UserError(f"runs.{name}.pretrained: no other run {run.pretrained!r}: there are {', '.join(found.runs)}")
     return found
 
 

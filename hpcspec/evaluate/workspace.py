@@ -101,6 +101,7 @@ class Workspace:
         Raises NotMeasured if data are not there.
         """
         said = self.evaluation.runs[run]
+        pretrained = self.model(said.pretrained, seed, labels, split_seed) if said.pretrained else None
         folder = (
             self.output / "runs" / f"{run}-s{seed}" if split_seed == 1 else self.output / "runs" / f"{run}-s{seed}-{split_seed}"
         )
@@ -109,7 +110,7 @@ class Workspace:
         if key not in self._models:
             try:
                 settings = sorted({**said.set, **quick}.items(), key=lambda item: item[0].count("."))  # a section, then its keys
-                self._models[key] = ModelUnderTest(folder, said.config, dict(settings), seed, said.minutes)
+                self._models[key] = ModelUnderTest(folder, said.config, dict(settings), seed, said.minutes, pretrained)
             except UserError as error:
                 raise NotMeasured(str(error)) from error
         members: dict[str, dict[str, Sample]] = {}

@@ -40,13 +40,14 @@ data:
   nowhere: {{survey: lamost, folders: {{train: lamost/train, test: lamost/test}}}}
 runs:
   tiny: {{config: {pipeline}, data: [sdss], minutes: 5}}
+  frozen: {{config: {pipeline}, data: [sdss], pretrained: tiny, set: {{adapt.mode: frozen}}, minutes: 5}}
   slow: {{config: {pipeline}, data: [sdss], minutes: 0.01}}
 experiments:
   parameters:
     kind: predict
     title: Parameters
     data: sdss
-    runs: [tiny]
+    runs: [tiny, frozen]
     targets: [teff, class, z]
     within: {{z: [GALAXY, QSO]}}
     baselines: [ridge, pca-xgboost]

@@ -28,7 +28,8 @@ Predictions = dict[str, np.ndarray]  # by target; errors of parameters under "<t
 
 
 def predict(work: Workspace, said: Experiment, result: Result) -> None:
-    """Uses data, runs, targets, baselines, seeds, labels, within, metadata, folders (the first is tested on).
+    """Uses data, runs, targets, baselines, seeds, labels, within, metadata, folders (the first is tested on). A run that was not
+    trained on `data` is tested on its own first data set, which must have the same objects there.
 
     `xgboost`, `pca-xgboost`, `ridge`, `svm`, `svm-continuum` and `cannon` read spectra, `forest` and `gru` light curves,
     `xgboost-scalars` scalars.
@@ -63,12 +64,16 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
             try:
                 for seed in work.seeds(said.seeds if data.split else work.evaluation.runs[run].seeds):
                     at = seed if data.split else 1
-                    held = work.sample(said.data, said.folders[0], at)
-                    part = subset(_labelled(work.sample(said.data, "train", at), said), amount, seed)
-                    model = work.model(run, seed, {} if amount == 1 else {said.data: part}, at)
+                    own = work.evaluation.runs[run].data
+                    name = said.data if said.data in own else own[0]
+                    held = work.sample(name, said.folders[0], at)
+                    if name != said.data and held.ids != work.sample(said.data, said.folders[0], at).ids:
+                        raise NotMeasured(f"{name} and {said.data} have other objects in {said.folders[0]}")
+                    part = subset(_labelled(work.sample(name, "train", at), said), amount, seed)
+                    model = work.model(run, seed, {} if amount == 1 else {name: part}, at)
                     if said.metadata:
-                        folder = work.folder(said.data, said.folders[0], at)
-                        table = model.catalogue(data.survey, folder, f"{said.data}-{said.folders[0]}")
+                        folder = work.folder(name, said.folders[0], at)
+                        table = model.catalogue(work.evaluation.data[name].survey, folder, f"{name}-{said.folders[0]}")
                     else:
                         table = asked(model.loaded(), [replace(one, scalars={}) for one in held.objects])
                     score(run, held, from_table(table, held, said.targets, part.classes), True, len(part))

@@ -13,6 +13,14 @@ from hpcspec.config_files import assign, config_folder, read_yaml, validated
 from hpcspec.errors import UserError
 
 
+class Resampled(Section):
+    """The spectra of another data set on a common grid."""
+
+    data: str
+    step: float = Field(gt=0)
+    """Å; the grid is all multiples of it."""
+
+
 class Data(Section):
     """One survey's files, in folders relative to --data or simulated, and what their labels are."""
 
@@ -21,6 +29,8 @@ class Data(Section):
     """`train` and `test` to folders of survey files, and others by the names that experiments use; with `split`, `all` alone."""
     split: float | None = Field(default=None, gt=0, lt=1)
     """Share of the files of folder `all` that is tested on, drawn by the seed; the rest trains."""
+    resampled: Resampled | None = None
+    """Instead of files of its own: those of another data set, resampled; `survey` is then `generic`."""
     recipes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Folders' names to recipes of simulated objects (surveys/simulated.py), which are written as files of the results."""
     tables: list[str] = Field(default_factory=list)
@@ -116,6 +126,9 @@ def load_evaluation(row: str, settings: list[str]) -> Evaluation:
         for wanted, known, what in ((one.runs, found.runs, "run"), ([one.data, *filter(None, [one.other])], found.data, "data")):
             if lost := [x for x in wanted if x not in known]:
                 raise UserError(f"experiments.{name}: no {what} {lost[0]!r}: there are {', '.join(known) or 'none'}")
+    for name, data in found.data.items():
+        if data.resampled is not None and data.resampled.data not in found.data:
+            raise UserError(f"data.{name}.resampled: no data {data.resampled.data!r}: there are {', '.join(found.data)}")
     for name, run in found.runs.items():
         if lost := [x for x in run.data if x not in found.data]:
             raise UserError(f"runs.{name}: no data {lost[0]!r}: there are {', '.join(found.data)}")

@@ -20,6 +20,7 @@ from hpcspec.errors import UserError
 from hpcspec.evaluate.baselines import QUICK, Effort
 from hpcspec.evaluate.inputs import NotMeasured, Sample, load_sample
 from hpcspec.evaluate.model import ModelUnderTest, Training
+from hpcspec.evaluate.resample import write_resampled
 from hpcspec.evaluate.spec import Evaluation
 from hpcspec.surveys import discover
 
@@ -49,11 +50,18 @@ class Workspace:
         return wanted[:1] if self.quick else wanted
 
     def folder(self, name: str, part: str, seed: int = 1) -> Path:
-        """The folder of survey files of a part of a data set; parts of a split are folders of links.
+        """The folder of survey files of a part of a data set; those of a split are links, and resampled spectra are written.
 
         Raises NotMeasured if it isn't there.
         """
         data = self.evaluation.data[name]
+        if data.resampled is not None:
+            out = self.output / "resampled" / f"{name}-s{seed}" / part
+            if not out.is_dir():
+                making = out.with_suffix(".tmp")
+                write_resampled(self.sample(data.resampled.data, part, seed).objects, making, data.resampled.step)
+                making.rename(out)
+            return out
         if part in data.recipes:
             recipe = dict(data.recipes[part])
             if self.quick and isinstance(recipe.get("objects"), int):

@@ -289,7 +289,8 @@ def processes_naming(text: str) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="there is no /proc here to see processes in")
-def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(tiny: Tiny, submit: Submit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(tiny: Tiny, submit: Submit, tmp_path: Path, number: int) -> None:
     run = tiny.copy(tmp_path / "run")
     shutil.rmtree(run / "state/parts/desi")
     (run / "state/merge-desi.json").unlink()
@@ -303,7 +304,7 @@ def test_ctrl_c_ends_the_jobs_and_the_same_command_goes_on(tiny: Tiny, submit: S
         time.sleep(0.02)
     assert processes_naming(jobs)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stderr == "interrupted: run the same command again to go on\n"
     assert processes_naming(jobs) == []

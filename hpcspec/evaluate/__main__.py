@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +42,8 @@ KINDS: dict[str, Callable[[Workspace, Experiment, Result], None]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 when the table is written (what is not measured is said in it), 2 for a mistake of the user's."""
+    """Exit code: 0 when the table is written (what is not measured is said in it), 2 for a mistake of the user's,
+    130 when interrupted."""
     rows = ", ".join(sorted(p.stem for p in (config_folder() / "evaluations").glob("*.yaml")))
     parser = argparse.ArgumentParser("python -m hpcspec.evaluate", description=__doc__)
     parser.add_argument("row", help=f"{rows}; or a YAML file")
@@ -58,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -103,4 +108,5 @@ def _gpu() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the model's jobs end with it
     sys.exit(main())

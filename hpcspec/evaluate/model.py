@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -58,8 +56,8 @@ def submit(arguments: Sequence[str | Path], log_file: Path, minutes: float) -> f
         except subprocess.TimeoutExpired:
             raise NotMeasured(f"the model took longer than {minutes:g} minutes: raise `minutes`, or run the same again") from None
         finally:
-            if process.poll() is None:  # with its workers, which are in its session
-                os.killpg(process.pid, signal.SIGTERM)
+            if process.poll() is None:  # it ends its jobs first
+                process.terminate()
                 process.wait()
     if code:
         with open(log_file) as file:

@@ -207,6 +207,9 @@ class Adapt(Section):
     """Training adds noise of up to this many σ to every measurement (mode: low_rank and full)."""
     drop_tokens: float = Field(default=0.1, ge=0, lt=1)
     """Share of the tokens left out at random in training (mode: low_rank and full)."""
+    relabel: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training spectra that are moved to other labels in their neighbourhood (mode: low_rank and full). For
+    parameters that make a spectrum what it is, as those of stars do; objects with other measurements stay as they are."""
     drop_kinds: float = Field(default=0.0, ge=0, lt=1)
     """Chance to leave out, in training, all but one kind of measurement of an object that has several (not mode: frozen)."""
     held_out: float = Field(default=0.2, ge=0, lt=0.9)

@@ -16,6 +16,7 @@ from hpcspec.adapt.heads import REDSHIFT, Adapted, Targets, head_loss, targets
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.adapt.optimizers import Optimizers, averaged, hidden_matrices
 from hpcspec.adapt.redshift import shift
+from hpcspec.adapt.relabel import Relabel
 from hpcspec.config import Adapt
 from hpcspec.model.attention import Packing
 from hpcspec.model.low_rank import add_low_rank, merge_low_rank
@@ -67,24 +68,33 @@ def _encoded_frozen(adapted: Adapted, items: Mapping[int, Tokens]) -> dict[int, 
     return evaluated(adapted, items, tokens)
 
 
-def fit(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, settings: Adapt, seed: int, ranks: Ranks) -> None:
+def fit(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, train: np.ndarray, settings: Adapt, seed: int,
+        ranks: Ranks) -> None:  # fmt: skip
     """Train the head alone on what the frozen encoder gives, or head and encoder on augmented objects; over `steps`, or in
-    `minutes`. items: the objects of this rank."""
+    `minutes`. items: the objects of this rank; train: the numbers of those of all ranks."""
     full, model, head = settings.mode != "frozen", adapted.model, adapted.head
     optimizers = _optimizers(adapted, settings, ranks)
     frozen = {} if full else _encoded_frozen(adapted, items)
     numbers, budget = np.array(list(items)), max(1, settings.tokens_per_batch // ranks.size)
     kinds, z = model.vocabulary.kinds, labels.values.get(REDSHIFT, np.full(len(labels.object_class), np.nan))
 
+    relabel = Relabel(items, labels, head.task, train, kinds, ranks) if full and settings.relabel else None
+
     def batches() -> Iterator[tuple[Batch | Encoded, Targets]]:
         for epoch in itertools.count():
             rng = np.random.default_rng([seed, epoch, ranks.rank])
             for some in packed_budget({n: items[n] for n in rng.permutation(numbers).tolist()}, budget):
                 if full:
-                    moved = {n: shift(float(z[n]), rng.random()) for n in some}
-                    batch = collate(some, [augmented(items[n], kinds, rng, settings, moved[n]) for n in some], kinds)
-                    shifts = np.array([moved[n] for n in batch.objects.tolist()])
-                    yield batch, targets(labels, head.task, batch.objects, shifts)
+                    views = {}
+                    for n in some:
+                        one, move = items[n], np.zeros(len(head.task.parameters))
+                        if relabel is not None and rng.random() < settings.relabel:
+                            one, move = relabel(n, one, rng)
+                        moved = shift(float(z[n]), rng.random())
+                        views[n] = augmented(one, kinds, rng, settings, moved), moved, move
+                    batch = collate(some, [views[n][0] for n in some], kinds)
+                    shifts, moves = (np.array([views[n][k] for n in batch.objects.tolist()]) for k in (1, 2))
+                    yield batch, targets(labels, head.task, batch.objects, shifts, moves)
                 else:
                     some = sorted(some, key=lambda n: len(frozen[n][0]))
                     packing = Packing(tuple(len(frozen[n][0]) for n in some))

@@ -158,14 +158,18 @@ class Targets:
         return Targets(*(x.to(device) for x in (self.object_class, self.value, self.error, self.z)))
 
 
-def targets(labels: LabelSet, task: Task, numbers: np.ndarray, shifts: np.ndarray | float = 0.0) -> Targets:
-    """The targets of objects with these numbers, whose spectra are moved by `shifts` (N,) in ln λ."""
+def targets(labels: LabelSet, task: Task, numbers: np.ndarray, shifts: np.ndarray | float = 0.0,
+            moves: np.ndarray | None = None) -> Targets:  # fmt: skip
+    """The targets of objects with these numbers, whose spectra are moved by `shifts` (N,) in ln λ and by `moves`
+    (N, parameters) in their labels."""
     place = {c: i for i, c in enumerate(task.classes)}
     classes = torch.tensor([place.get(c, -1) for c in labels.object_class[numbers].tolist()], dtype=torch.int64)
     columns = [(labels.values[p][numbers] - c) / s for p, c, s in zip(task.parameters, task.center, task.spread, strict=True)]
     errors = [labels.errors[p][numbers] / s for p, s in zip(task.parameters, task.spread, strict=True)]
     shape = (len(numbers), len(task.parameters))
     value = torch.tensor(np.array(columns).T.reshape(shape), dtype=torch.float32)
+    if moves is not None:
+        value = value + torch.tensor(moves / np.array(task.spread), dtype=torch.float32)
     z = labels.values.get(REDSHIFT, np.full(len(labels.object_class), np.nan))[numbers]
     moved = torch.tensor(np.expm1(np.log1p(z) + shifts), dtype=torch.float32)
     return Targets(classes, value, torch.tensor(np.array(errors).T.reshape(shape), dtype=torch.float32), moved)

@@ -106,7 +106,7 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     limit = _fit_anomaly(adapted, items, ranks)
     began = time.monotonic()
     if labelled:
-        fit(adapted, items, labels, settings, config.seed, ranks)
+        fit(adapted, items, labels, parts.train, settings, config.seed, ranks)
     if ranks.rank > 0:
         return None
     report: dict[str, Any] = {}

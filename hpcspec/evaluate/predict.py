@@ -125,29 +125,31 @@ class Inputs:
         self._metadata = metadata
         self._grid: np.ndarray | None = None
         self._bands: list[str] = []
-        self._rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._features: dict[str, np.ndarray] = {}
+        # by id(): folders may have other objects under the same identifiers; the object is kept, so that it stays the only one
+        self._rows: dict[int, tuple[Observation, np.ndarray, np.ndarray]] = {}
+        self._features: dict[int, tuple[Observation, np.ndarray]] = {}
 
     def pixels(self, sample: Sample) -> Pixels:
         """Of objects with spectra. Raises UserError if one has none."""
-        new = [one for one in sample.objects if one.object_id not in self._rows]
+        new = [one for one in sample.objects if id(one) not in self._rows]
         if lost := next((one for one in new if not one.arms), None):
             raise UserError(f"{lost.object_id} has no spectrum: baselines for spectra can't be used here")
         if new:
             made = pixels(new, self._grid)
             self._grid = made.grid
-            self._rows |= {one.object_id: (made.flux[i], made.ivar[i]) for i, one in enumerate(new)}
-        flux, ivar = (np.stack([self._rows[name][k] for name in sample.ids]) for k in range(2))
+            self._rows |= {id(one): (one, made.flux[i], made.ivar[i]) for i, one in enumerate(new)}
+        rows = [self._rows[id(one)] for one in sample.objects]
+        flux, ivar = np.stack([row[1] for row in rows]), np.stack([row[2] for row in rows])
         return Pixels(cast(np.ndarray, self._grid), flux, ivar)
 
     def features(self, sample: Sample) -> np.ndarray:
         """Of objects with light curves, and their scalars where metadata may be used: (n, m)."""
         self._bands = self._bands or sorted({c.band for one in sample.objects for c in one.curves})
-        new = [one for one in sample.objects if one.object_id not in self._features]
+        new = [one for one in sample.objects if id(one) not in self._features]
         if new:
             made = curves.features(new, self._bands)
-            self._features |= {one.object_id: row for one, row in zip(new, made, strict=True)}
-        return np.stack([self._features[name] for name in sample.ids])
+            self._features |= {id(one): (one, row) for one, row in zip(new, made, strict=True)}
+        return np.stack([self._features[id(one)][1] for one in sample.objects])
 
     def scalars(self, *samples: Sample) -> list[np.ndarray]:
         """Scalars of samples (n, m), NaN where missing: of the names that the first has."""

@@ -33,8 +33,9 @@ class Data(Section):
     """Instead of files of its own: those of another data set, resampled; `survey` is then `generic`."""
     recipes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Folders' names to recipes of simulated objects (surveys/simulated.py), which are written as files of the results."""
-    tables: list[str] = Field(default_factory=list)
-    """Label tables (CSV, FITS, Parquet) relative to --data, of all folders together; without one, labels are in the files."""
+    tables: list[str] | dict[str, str] = Field(default_factory=list)
+    """Label tables (CSV, FITS, Parquet) relative to --data: of all folders together, or of each by its name, where folders have
+    other objects under the same identifiers. Without one, labels are in the files."""
     key: str = "object_id"
     object_class: str | None = None
     parameters: dict[str, str] = Field(default_factory=dict)

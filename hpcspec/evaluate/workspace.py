@@ -100,7 +100,10 @@ class Workspace:
     def _sample(self, name: str, part: str = "train", seed: int = 1) -> Sample:
         """The objects of a part of a data set with their labels. Raises NotMeasured if they aren't there."""
         data = self.evaluation.data[name]
-        return load_sample(data, self.folder(name, part, seed), [self.data / t for t in data.tables])
+        of_part = data.tables
+        if isinstance(of_part, dict):
+            of_part = [of_part[k] for k in ("all" if data.split else part,) if k in of_part]
+        return load_sample(data, self.folder(name, part, seed), [self.data / t for t in of_part])
 
     def model(self, run: str, seed: int, labels: Mapping[str, Sample], split_seed: int = 1) -> ModelUnderTest:
         """A run of the model with this seed, on the labels of all its training objects, or of these, by data set. Data sets of

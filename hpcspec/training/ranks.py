@@ -18,7 +18,7 @@ TORCH_ENVIRONMENT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank of size, and the device of this rank."""
+    """rank of size, and the device of this rank. One that is alone needs no process group."""
 
     rank: int
     size: int
@@ -26,24 +26,32 @@ class Ranks:
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set on any rank."""
+        if self.size == 1:
+            return list(flags)
         tensor = torch.tensor([float(f) for f in flags], device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return [bool(x) for x in tensor.tolist()]
 
     def sums(self, values: list[float]) -> list[float]:
         """The values summed over the ranks."""
+        if self.size == 1:
+            return values
         tensor = torch.tensor(values, dtype=torch.float64 if self.device.type == "cpu" else torch.float32, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
 
     def sum_tensors(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Each tensor summed over the ranks, in one message."""
+        if self.size == 1:
+            return list(tensors)
         flat = torch.cat([t.detach().flatten() for t in tensors])
         dist.all_reduce(flat)
         return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all ranks, on every rank."""
+        if self.size == 1:
+            return [item]
         out: list[Any] = [None] * self.size
         dist.all_gather_object(out, item)
         return out

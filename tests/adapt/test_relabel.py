@@ -1,0 +1,126 @@
+"""Spectra moved to other labels are those of stars with these labels, noise and all else as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hpcspec.adapt.heads import Task, make_task
+from hpcspec.adapt.labels import LabelSet
+from hpcspec.adapt.relabel import Relabel, _there, _wavelengths, powers
+from hpcspec.stream.batch import Tokens, apart
+from hpcspec.surveys.grids import Grid
+from hpcspec.surveys.observation import Arm, Observation, make_arm
+from hpcspec.training.ranks import Ranks
+from tests.making import WORDS, assert_same, batch, curve, spectrum, tokens_of
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+PIXELS, COUNT, SIGMA = 300, 240, 0.01
+GRID = Grid("log10", 0.0, 1e-4)
+
+
+def arm(teff: float, logg: float, noise: np.ndarray | float = 0.0) -> Arm:
+    """Two lines that deepen with each label, on a slope that depends on one; one pixel in fifty is bad."""
+    x = np.arange(PIXELS)
+    a, b = (teff - 5000) / 500, logg - 4
+    lines = (0.3 + 0.1 * a) * np.exp(-(((x - 90) / 6) ** 2)) + (0.4 - 0.15 * b + 0.05 * a * b) * np.exp(-(((x - 210) / 4) ** 2))
+    flux = (1 + 0.05 * a * (x / PIXELS - 0.5)) * (1 - lines)
+    return make_arm("b", GRID, 37000, 100 * (flux + noise), np.full(PIXELS, (100 * SIGMA) ** -2.0), x % 50 == 7)
+
+
+def labels_of(rng: np.random.Generator, count: int = COUNT) -> LabelSet:
+    values = {"teff": rng.uniform(4500, 5500, count), "logg": rng.uniform(3, 5, count)}
+    return LabelSet(np.full(count, "", np.str_), values, {p: np.zeros(count) for p in values})
+
+
+def one(number: int, of: Arm) -> Observation:
+    return spectrum(number, arms=(of,))
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[Relabel, LabelSet, Task, dict[int, Tokens]]:
+    rng = np.random.default_rng(1)
+    labels = labels_of(rng)
+    stars = [one(n, arm(labels.values["teff"][n], labels.values["logg"][n], rng.normal(0, SIGMA, PIXELS))) for n in range(COUNT)]
+    items = dict(apart(batch(stars)))
+    numbers = np.arange(COUNT)
+    task = make_task(labels, numbers)
+    return Relabel(items, labels, task, numbers, WORDS.kinds, ALONE), labels, task, items
+
+
+def test_a_star_without_noise_becomes_the_star_with_the_new_labels(learned: tuple) -> None:
+    relabel, labels, task, _ = learned
+    rng, changes, errors = np.random.default_rng(5), [], []
+    assert relabel.usable and task.parameters == ("teff", "logg")
+    for n in range(40):
+        now = labels.values["teff"][n], labels.values["logg"][n]
+        before = tokens_of(one(n, arm(*now)))
+        moved, by = relabel(n, before, rng)
+        wanted = tokens_of(one(n, arm(now[0] + by[0], now[1] + by[1])))
+        good = np.isfinite(moved.spectra.sigma)
+        np.testing.assert_array_equal(good, np.isfinite(wanted.spectra.sigma))
+        old, new, true = (t.spectra.values[good][:, [0, 2]] for t in (before, moved, wanted))
+        changes.append(true - old)
+        errors.append(new - true)
+        np.testing.assert_allclose(moved.spectra.values[~good], wanted.spectra.values[~good], atol=0.01)
+        np.testing.assert_array_equal(moved.spectra.coordinates, before.spectra.coordinates)
+    change, error = (np.sqrt(np.mean(np.concatenate(x) ** 2, axis=0)) for x in (changes, errors))
+    assert (change > 0.003).all() and (error < 0.5 * change).all(), (change, error)
+
+
+def test_the_noise_stays(learned: tuple) -> None:
+    relabel, labels, _, items = learned
+    now = labels.values["teff"][3], labels.values["logg"][3]
+    clean = tokens_of(one(3, arm(*now)))
+    (moved, by), (without, same) = (relabel(3, tokens, np.random.default_rng(2)) for tokens in (items[3], clean))
+    np.testing.assert_array_equal(by, same)
+    good = np.isfinite(moved.spectra.sigma)
+    noise = [(a.spectra.values - b.spectra.values)[good][:, 0] for a, b in ((items[3], clean), (moved, without))]
+    assert np.corrcoef(noise[0], noise[1])[0, 1] > 0.99 and noise[1].std() == pytest.approx(noise[0].std(), rel=0.1)
+
+
+def test_labels_stay_within_the_neighbourhood_and_differ_each_time(learned: tuple) -> None:
+    relabel, labels, _, items = learned
+    rng = np.random.default_rng(4)
+    moves = np.array([relabel(9, items[9], rng)[1] for _ in range(30)])
+    assert len({tuple(m) for m in moves}) == 30
+    teff, logg = (labels.values[p][9] + moves[:, k] for k, p in enumerate(("teff", "logg")))
+    assert teff.min() >= 4500 and teff.max() <= 5500 and logg.min() >= 3 and logg.max() <= 5
+    assert (np.abs(moves[:, 0]) < 400).all()
+
+
+def test_what_it_can_not_move_stays_as_it_is(learned: tuple) -> None:
+    relabel, _, _, items = learned
+    rng = np.random.default_rng(0)
+    several = tokens_of(replace(one(3, arm(5000, 4)), curves=(curve(3),), scalars={"parallax": (1.0, 0.1)}))
+    for number, tokens in ((3, several), (COUNT + 7, items[3])):
+        same, by = relabel(number, tokens, rng)
+        assert_same(same, tokens)
+        assert (by == 0).all()
+
+
+def test_too_few_labels_are_not_used() -> None:
+    labels = labels_of(np.random.default_rng(0), 29)
+    items = dict(apart(batch([one(n, arm(5000, 4)) for n in range(29)])))
+    relabel = Relabel(items, labels, make_task(labels, np.arange(29)), np.arange(29), WORDS.kinds, ALONE)
+    assert not relabel.usable and (relabel(3, items[3], np.random.default_rng(0))[1] == 0).all()
+
+
+def test_pixels_are_where_they_are() -> None:
+    made = one(0, arm(5000, 4))
+    tokens = tokens_of(made)
+    there = _there(tokens.spectra)
+    assert there.sum() == PIXELS and not there[-1].all()
+    np.testing.assert_allclose(_wavelengths(tokens.spectra)[there], made.arms[0].wavelength, rtol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "most", "degree", "terms"), [(3, 36, 4, 35), (1, 36, 4, 5), (7, 36, 2, 36), (9, 36, 1, 10), (3, 15, 2, 10)]
+)
+def test_the_polynomial_has_the_highest_degree_that_fits(parameters: int, most: int, degree: int, terms: int) -> None:
+    found = powers(parameters, most)
+    assert found.shape == (terms, parameters) and found.sum(1).max() == degree and (found[0] == 0).all()
+    assert len({tuple(p) for p in found}) == terms

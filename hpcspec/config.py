@@ -210,6 +210,8 @@ class Adapt(Section):
     relabel: float = Field(default=0.0, ge=0, le=1)
     """Share of the training spectra that are moved to other labels in their neighbourhood (mode: low_rank and full). For
     parameters that make a spectrum what it is, as those of stars do; objects with other measurements stay as they are."""
+    renew: float = Field(default=0.0, ge=0, le=1)
+    """Share of those whose lines and noise are made anew, from the mean spectrum of their new labels."""
     drop_kinds: float = Field(default=0.0, ge=0, lt=1)
     """Chance to leave out, in training, all but one kind of measurement of an object that has several (not mode: frozen)."""
     held_out: float = Field(default=0.2, ge=0, lt=0.9)

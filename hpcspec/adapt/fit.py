@@ -89,7 +89,7 @@ def fit(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, train: 
                     for n in some:
                         one, move = items[n], np.zeros(len(head.task.parameters))
                         if relabel is not None and rng.random() < settings.relabel:
-                            one, move = relabel(n, one, rng)
+                            one, move = relabel(n, one, rng, rng.random() < settings.renew)
                         moved = shift(float(z[n]), rng.random())
                         views[n] = augmented(one, kinds, rng, settings, moved), moved, move
                     batch = collate(some, [views[n][0] for n in some], kinds)

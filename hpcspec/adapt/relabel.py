@@ -20,13 +20,13 @@ from scipy.spatial import cKDTree
 from hpcspec.adapt.heads import REDSHIFT, Task
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.stream.batch import Patches, Tokens
-from hpcspec.stream.patches import LOCAL_HALF
+from hpcspec.stream.patches import LOCAL_HALF, LOG_ERROR
 from hpcspec.stream.vocabulary import OBJECT, SPECTRA
 from hpcspec.training.ranks import Ranks
 
 TERMS, PER_TERM = 36, 10  # at most so many terms, and at least so many objects for each
 BINS = 16384
-NEIGHBOURS = 32
+NEARBY, MOST_NEARBY = 1 / 3, 1000  # share of the objects, and how many at most, whose labels one may be moved towards
 FITTED = 8192  # objects at most, over all ranks
 FLOOR = 0.03  # of a pixel's error, in units of the flux's median: bright stars must not decide alone
 RIDGE = 1e-6
@@ -50,8 +50,7 @@ class Relabel:
             return
         self._center, self._spread = (np.array([x[k] for k in self._columns]) for x in (task.center, task.spread))
         self._labels = np.stack([labels.values[p][self._numbers] for p in names], axis=1)
-        scaled = (self._labels - self._center) / self._spread
-        self._near = cKDTree(scaled).query(scaled, min(NEIGHBOURS + 1, len(scaled)))[1][:, 1:]
+        self._tree = cKDTree((self._labels - self._center) / self._spread)
         self._powers = powers(len(names), min(TERMS, len(self._numbers) // PER_TERM))
         mine = [n for n in items if n in self._row and self._only_spectra(items[n])][: FITTED // ranks.size]
         self.usable = ranks.any(bool(mine))[0]
@@ -103,21 +102,33 @@ class Relabel:
         """(t, P) fractional bins of pixels."""
         return ((np.log(_wavelengths(spectra)) - self._first) / self._step).clip(0, None)
 
-    def __call__(self, number: int, tokens: Tokens, rng: np.random.Generator) -> tuple[Tokens, np.ndarray]:
-        """The object's tokens, moved, and by how much each parameter is (K of the task,), in its unit: 0 where it can't be."""
+    def __call__(self, number: int, tokens: Tokens, rng: np.random.Generator, renew: bool = False) -> tuple[Tokens, np.ndarray]:
+        """The object's tokens, moved, and by how much each parameter is (K of the task,), in its unit: 0 where it can't be.
+
+        With `renew` lines and noise are new, those of the mean spectrum and drawn from the errors, on the object's own local
+        level.
+        """
         by, row = np.zeros(self._count), self._row.get(number)
         if not self.usable or row is None or not self._only_spectra(tokens):
             return tokens, by
-        now = self._labels[row]
-        new = now + rng.random() * (self._labels[rng.choice(self._near[row])] - now)
+        now, nearby = self._labels[row], min(MOST_NEARBY, int(NEARBY * len(self._labels)))
+        _, (other,) = self._tree.query((now - self._center) / self._spread, [int(rng.integers(2, nearby + 2))])  # 1 is itself
+        new = now + rng.random() * (self._labels[other] - now)
         before, after = self._terms(np.stack([now, new])).astype(np.float32)
         flux, level = (_ratio(after @ x, before @ x) for x in (self._mean, self._level))
         s, grid = tokens.spectra, np.arange(len(flux))
         at = self._places(s)
         ratio, of_level = (np.interp(at, grid, x).astype(np.float32) for x in (flux, level))
         values, good = s.values.copy(), np.isfinite(s.sigma)
-        values[..., 0] *= np.where(good, ratio, of_level)  # bad pixels are at their local level
-        values[..., 2] = np.where(good, (1 + values[..., 2]) * ratio / of_level - 1, values[..., 2])
+        if renew:
+            own = values[..., 0] / np.where(np.abs(1 + values[..., 2]) > 0.1, 1 + values[..., 2], 1) * of_level
+            lines = np.interp(at, grid, _ratio(after @ self._mean, after @ self._level) - 1).astype(np.float32)
+            noise = np.where(good, np.minimum(s.sigma, 10 ** LOG_ERROR[1]), 0) * rng.standard_normal(good.shape, np.float32)
+            values[..., 0] = np.where(good, own * (1 + lines) + noise, own)
+            values[..., 2] = np.where(good, lines + noise / np.maximum(np.abs(own), 0.1), values[..., 2])
+        else:
+            values[..., 0] *= np.where(good, ratio, of_level)  # bad pixels are at their local level
+            values[..., 2] = np.where(good, (1 + values[..., 2]) * ratio / of_level - 1, values[..., 2])
         by[self._columns] = new - now
         return Tokens(tokens.scalars, s._replace(values=values), tokens.curves), by
 

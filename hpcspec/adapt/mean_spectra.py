@@ -20,6 +20,7 @@ FITTED = 8192  # objects at most, over all ranks
 FLOOR = 4e-3  # of a spectrum's error, in units of its local level: the brightest stars must not decide alone
 RIDGE = 1e-2
 ROUNDS = 3  # of filling pixels that are bad with what was found without them
+COMPONENTS = 64  # of the mean spectra, that are kept
 FEWEST = 50  # good pixels of a bin
 
 
@@ -74,8 +75,9 @@ class MeanSpectra:
             (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ values)])
             coefficients = torch.cholesky_solve(right.double(), factor).float().numpy()
         enough = bins.numpy() >= min(FEWEST, 0.5 * bins.max().item())
-        self._lines, self._level = (np.where(enough, x, np.float32(0)) for x in np.split(coefficients, 2, axis=1))
         self._enough = enough
+        halves = (torch.from_numpy(np.where(enough, x, np.float32(0))) for x in np.split(coefficients, 2, axis=1))
+        self._lines, self._level = (_components(x, factor.float()) for x in halves)
 
     def places(self, spectra: Patches) -> np.ndarray:
         """(t, P) fractional bins of pixels."""
@@ -83,11 +85,22 @@ class MeanSpectra:
 
     def lines(self, labels: np.ndarray) -> np.ndarray:
         """(…, B) for labels (…, K); 0 where there were too few pixels to learn from."""
-        return self._terms(labels) @ self._lines
+        terms, spectra = self._lines
+        return self._terms(labels) @ terms @ spectra
 
     def level(self, labels: np.ndarray) -> np.ndarray:
         """(…, B) for labels (…, K), in units of the spectrum's median; 1 where there were too few pixels to learn from."""
-        return np.where(self._enough, self._terms(labels) @ self._level, np.float32(1))
+        terms, spectra = self._level
+        return np.where(self._enough, self._terms(labels) @ terms @ spectra, np.float32(1))
+
+
+def _components(coefficients: torch.Tensor, factor: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(F, c) and (c, B), whose product is coefficients (F, B) but for what varies least among the training objects, whose
+    terms have the covariance factor·factorᵀ (F, F)."""
+    varied = factor.T @ coefficients
+    _, vectors = torch.linalg.eigh(varied @ varied.T)
+    most = vectors[:, -COMPONENTS:]
+    return torch.linalg.solve_triangular(factor.T, most, upper=True).numpy(), (most.T @ varied).numpy()
 
 
 def level_of(spectra: Patches) -> np.ndarray:

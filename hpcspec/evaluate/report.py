@@ -44,10 +44,10 @@ class Result:
             self.models.append(method)
 
     def goal(self, target: str, figure: str) -> tuple[str, bool | None]:
-        """The goal of a figure and whether the best run of the model meets it; None where that isn't known."""
+        """The goal of a figure and whether the run that stands first in the experiment meets it; None where that isn't known."""
         text = self.goals.get(f"{target} {figure}", "")
         found = self.figures.get((target, figure), {})
-        ours = [over_seeds(v)[0] for m, v in found.items() if m in self.models]
+        ours = [over_seeds(found[m])[0] for m in self.models[:1] if m in found]
         others = [over_seeds(v)[0] for m, v in found.items() if m not in self.models]
         match = GOAL.fullmatch(text.strip())
         if not text:

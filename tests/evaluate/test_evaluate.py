@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -137,6 +138,9 @@ def test_a_report(tmp_path: Path) -> None:
     result.missing.append("galah: no files")
     assert result.goal("teff", "MAD") == ("<= 0.8 best", False) and result.goal("teff", "cover 68 %")[1] is True
     assert result.goal("class", "accuracy") == (">= 0.9", None)
+    other = copy.deepcopy(result)
+    other.add("teff", "second run", {"MAD": 10.0}, 10, True)
+    assert other.goal("teff", "MAD") == result.goal("teff", "MAD")
     write(tmp_path, "row", "python -m x", {"version": "1"}, [result])
     text = (tmp_path / "row.md").read_text()
     assert "| teff | MAD | 10–12 | **85 ± 7.1** | 100 | <= 0.8 best: **missed** |" in text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -58,7 +60,11 @@ def submit(arguments: Sequence[str | Path], log_file: Path, minutes: float) -> f
         finally:
             if process.poll() is None:  # it ends its jobs first
                 process.terminate()
-                process.wait()
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
     if code:
         with open(log_file) as file:
             file.seek(at)

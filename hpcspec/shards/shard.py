@@ -338,7 +338,7 @@ class Shard:
         """The grids that segments (s,) use: their numbers (s,) in what was read, `axes` and `listed` of `Objects`."""
         used = grid[grid >= 0]
         low, high = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 0)
-        self._check(high <= self.info.grids)
+        self._check(high <= self.info.grids and not (grid < -1).any())
         axes = self._axes_of(low, high) if self._axes is None else self._axes[low:high]
         listed = {}
         if not axes[:, 0].all():

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hpcspec.errors import UserError
@@ -365,6 +365,7 @@ def test_a_shard_that_is_cut_short(tmp_path: Path, share: float, table: bool) ->
 
 
 @settings(max_examples=100, deadline=None)
+@example(name="segment/grid", place=0.875, value=-2, table=False)
 @given(name=st.sampled_from(["object/segments", "segment/pixels", "segment/first", "segment/grid"]), place=st.floats(0, 1),
        value=st.integers(-(2**31), 2**31 - 1) | st.integers(-(2**63), 2**63 - 1), table=st.booleans())  # fmt: skip
 def test_damaged_offsets_are_told_or_harmless(name: str, place: float, value: int, table: bool, tmp_path_factory) -> None:

@@ -77,7 +77,6 @@ def fit(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, train: 
     frozen = {} if full else _encoded_frozen(adapted, items)
     numbers, budget = np.array(list(items)), max(1, settings.tokens_per_batch // ranks.size)
     kinds, z = model.vocabulary.kinds, labels.values.get(REDSHIFT, np.full(len(labels.object_class), np.nan))
-
     relabel = Relabel(items, labels, head.task, train, kinds, ranks) if full and settings.relabel else None
 
     def batches() -> Iterator[tuple[Batch | Encoded, Targets]]:

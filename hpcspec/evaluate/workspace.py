@@ -56,7 +56,7 @@ class Workspace:
         """
         data = self.evaluation.data[name]
         if data.resampled is not None:
-            out = self.output / "resampled" / f"{name}-s{seed}" / part
+            out = self.output / "resampled" / f"{name}-{data.resampled.step:g}-s{seed}" / part
             if not out.is_dir():
                 making = out.with_suffix(".tmp")
                 write_resampled(self.sample(data.resampled.data, part, seed).objects, making, data.resampled.step)

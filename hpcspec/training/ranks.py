@@ -44,9 +44,10 @@ class Ranks:
         """Each tensor summed over the ranks, in one message."""
         if self.size == 1:
             return list(tensors)
-        flat = torch.cat([t.detach().flatten() for t in tensors])
+        flat = torch.cat([t.detach().flatten() for t in tensors]).to(self.device)  # NCCL sums nothing that isn't on its GPU
         dist.all_reduce(flat)
-        return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+        parts = flat.split([t.numel() for t in tensors])
+        return [part.view_as(t).to(t.device) for part, t in zip(parts, tensors, strict=True)]
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all ranks, on every rank."""

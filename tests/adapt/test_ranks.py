@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch
 from hpcspec.adapt.optimizers import Optimizers, one_cycle
 from hpcspec.config import Adapt
 from hpcspec.training.ranks import Ranks, start
+from tests.two_ranks import finish, launch
 
 STEPS = 4
 
@@ -50,20 +48,7 @@ def trained(ranks: Ranks) -> dict[str, torch.Tensor]:
 
 
 def test_two_ranks_step_as_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    outer = ("SLURM", "PMI", "OMPI_", "SUBMITIT")
-    base = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
-    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-m", "tests.adapt.test_ranks", str(tmp_path)], cwd=Path(__file__).parents[2],
-                         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
+    finish(launch("tests.adapt.test_ranks", tmp_path))
     alone = trained(Ranks(0, 1, torch.device("cpu")))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     fresh = Net().state_dict()

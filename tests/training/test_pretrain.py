@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from safetensors.numpy import load_file
 
 from hpcspec.training.engine import complete_checkpoints
 from tests.making import dataset
+from tests.two_ranks import finish, launch
 
 STEPS = 6
 MODEL = {"patch": 8, "width": 32, "layers": 1, "decoder_layers": 1, "heads": 2, "frequencies": 8}
@@ -50,27 +48,10 @@ CASES = [
 CASES[-1]["config"]["seed"] = 2
 
 
-def launch(folder: Path, cases: list[dict[str, Any]]) -> list[subprocess.Popen[str]]:
-    """Two ranks that go through the cases, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def begin(folder: Path, cases: list[dict[str, Any]]) -> list[subprocess.Popen[str]]:
+    """Two ranks that go through the cases."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    outer = ("SLURM", "PMI", "OMPI_", "SUBMITIT")
-    base = {k: v for k, v in os.environ.items() if not k.startswith(outer)}
-    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "tests.training.worker", str(folder), str(folder / "cases.json")]
-    return [
-        subprocess.Popen(command, cwd=Path(__file__).parents[2], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]  # fmt: skip
-
-
-def finish(ranks: list[subprocess.Popen[str]]) -> str:
-    said = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    return said[0]
+    return launch("tests.training.worker", folder, folder / "cases.json")
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -91,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     dataset(folder / "shards", [24, 24, 16])
     killed = case("killed", 3)
-    ranks = launch(folder, [*CASES, killed])
+    ranks = begin(folder, [*CASES, killed])
     deadline = time.monotonic() + 200
     while not complete_checkpoints(folder / "killed" / "checkpoints"):
         assert time.monotonic() < deadline and all(rank.poll() is None for rank in ranks)
@@ -103,7 +84,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in range(3):
         shutil.copytree(folder / f"zero{stage}", folder / f"resumed{stage}")
         shutil.rmtree(folder / f"resumed{stage}" / "checkpoints" / f"step{STEPS:08d}")
-    said += finish(launch(folder, [killed, *(case(f"resumed{stage}", stage) for stage in range(3))]))
+    said += finish(begin(folder, [killed, *(case(f"resumed{stage}", stage) for stage in range(3))]))
     (folder / "log.txt").write_text(said)
     return folder
 

@@ -252,6 +252,8 @@ class Config(Section):
     name: str = "hpcspec"
     seed: int = 1
     surveys: dict[str, Survey] = Field(min_length=1)
+    pretrained: str | None = None
+    """A run folder, or the folder of its model, whose pretrained model is taken; nothing is pretrained then, and `model` is its."""
     simulate: dict[str, int] = Field(default_factory=dict)
     """Objects to simulate per survey before ingesting; the labels are the known truth."""
     ingest: Ingest = Ingest()

@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
                                           "package), as configs/pipelines says, or with the defaults of everything")  # fmt: skip
         sub.add_argument("--input", type=Path, help="folder with the survey's files")
         sub.add_argument("--labels", type=Path, help="label table (CSV, FITS or Parquet)")
+        sub.add_argument("--pretrained", type=Path, metavar="RUN",
+                         help="take the pretrained model of this run instead of training one")  # fmt: skip
     for verb, text in {
         "catalog": "array job and merge: the catalogue of a survey's files with a trained run",
         "merge": "merge and validate the parts of a catalogue",
@@ -77,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def configuration(args: argparse.Namespace) -> tuple[Run, Config]:
-    """The run and configuration that a verb works on, with --input and --labels applied."""
+    """The run and configuration that a verb works on, with --input, --labels and --pretrained applied."""
     if args.config and args.survey:
         raise UserError("give --config or --survey, not both")
     if args.survey:
@@ -103,6 +105,13 @@ def configuration(args: argparse.Namespace) -> tuple[Run, Config]:
         folder = (run.path / "simulated").resolve()
         made = {n: _at(config.surveys[n], folder / n, folder / n / "labels.csv") for n in config.simulate}
         config = config.model_copy(update={"surveys": {**config.surveys, **made}})
+    if args.pretrained:
+        config = config.model_copy(update={"pretrained": str(args.pretrained.resolve())})
+    if config.pretrained:
+        from hpcspec.model.weights import described  # torch takes seconds to import
+
+        model, _ = described(run.pretrained_elsewhere(config.pretrained))
+        config = config.model_copy(update={"model": model})
     return run, config
 
 
@@ -150,7 +159,7 @@ def training_steps(run: Run, config: Config, last: str) -> list[Step]:
             steps += _ingest_steps(config, {"survey": name})
     if last == "ingest":
         return steps
-    if steps or not run.done("pretrain", pretrain_key(run, config)):
+    if not config.pretrained and (steps or not run.done("pretrain", pretrain_key(run, config))):
         steps.append(Step("pretrain"))
     if last == "adapt" and (steps or not run.done("adapt", adapt_key(run, config))):
         steps.append(Step("adapt"))
@@ -199,6 +208,8 @@ def pipeline(args: argparse.Namespace) -> None:
     began = time.monotonic()
     if not args.dry_run and args.verb != "plan":
         run.create(config)
+        if config.pretrained:
+            run.take_pretrained(config.pretrained)
     if args.verb == "prepare":
         return
     steps = training_steps(run, config, {"ingest": "ingest", "pretrain": "pretrain"}.get(args.verb, "adapt"))

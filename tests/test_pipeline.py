@@ -204,6 +204,25 @@ def test_a_pipeline_without_labels_publishes_embeddings(tiny: Tiny, submit: Subm
         assert np.isfinite(table["anomaly"]).all() and submit("validate", run / "catalog" / survey)[0] == 0
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_pipeline_starts_from_the_model_of_another_run(tiny: Tiny, submit: Submit, tmp_path: Path) -> None:
+    source, run, other = tiny.copy(tmp_path / "source"), tmp_path / "run", yaml.safe_load(tiny.config.read_text())
+    del other["surveys"]["apogee"]
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other | {"model": {"base": "nano"}}))
+    command = ["pipeline", "--config", tmp_path / "other.yaml", "--run", run]
+    code, shown, said = submit(*command, "--pretrained", tmp_path, "--executor", "debug")
+    assert code == 2 and f"{tmp_path} is no run that has been pretrained" in said
+    code, shown, said = submit(*command, "--pretrained", source, "--executor", "debug")
+    assert (code, said) == (0, "") and "── adapt" in shown and "── pretrain" not in shown
+    assert (run / "model/weights.safetensors").read_bytes() == (source / "model/weights.safetensors").read_bytes()
+    assert load(run / "config.yaml").model.width == 16  # as it was pretrained
+    assert len(catalogue(run / "catalog", "desi")) == COUNTS["desi"] and not (run / "metrics.jsonl").exists()
+    shutil.rmtree(source)  # it has its own copy
+    assert "everything is done" in submit("plan", "--run", run)[1]
+    code, shown, said = submit("adapt", "--run", run, "--set=adapt.steps=10", "--executor", "debug")
+    assert (code, said) == (0, "") and "── adapt" in shown and "── pretrain" not in shown
+
+
 @pytest.mark.parametrize("verb", ["catalog", "merge"])
 def test_the_help_names_every_survey(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     with pytest.raises(SystemExit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcspec import __version__
-from hpcspec.atomic import read_json, write_json, write_text
+from hpcspec.atomic import file_hash, read_json, replacing, write_json, write_text
 from hpcspec.config import Config
 from hpcspec.config_files import dump, load
 from hpcspec.errors import UserError
@@ -62,6 +63,31 @@ class Run:
     def adapted(self) -> Path:
         """The head and what it predicts."""
         return self.path / "adapt"
+
+    def pretrained_elsewhere(self, given: str) -> Path:
+        """The weights of a pretrained model that is named by its run folder, by its own folder, or itself; this run's copy of
+        them if they are gone.
+
+        Raises UserError if there are none.
+        """
+        path = Path(given)
+        found = [p for p in (path / "model" / "weights.safetensors", path / "weights.safetensors", path) if p.is_file()]
+        if not found and (self.done("pretrain") or {}).get("taken_from") == given and self.weights.is_file():
+            return self.weights
+        if not found:
+            raise UserError(f"pretrained: {path} is no run that has been pretrained: it has no model/weights.safetensors")
+        return found[0]
+
+    def take_pretrained(self, given: str) -> None:
+        """Copy the pretrained model of another run, unless that is done, and note that there is nothing to pretrain."""
+        began, source = time.time(), self.pretrained_elsewhere(given)
+        key = digest(files_key([source]))
+        if source == self.weights or (self.done("pretrain", key) and self.weights.is_file()):
+            return
+        for name in ("model.json", self.weights.name):
+            with replacing(self.weights.with_name(name)) as temporary:
+                shutil.copyfile(source.with_name(name), temporary)
+        self.mark("pretrain", key, began, weights=file_hash(self.weights), taken_from=given)
 
     def shards(self, survey: str) -> Path:
         """The survey's shards."""

@@ -100,10 +100,11 @@ def pretrain_key(run: Run, config: Config) -> str:
 
 def adapt_key(run: Run, config: Config) -> str:
     """What the head depends on."""
+    data = {s: (run.done(f"ingest-{s}") or {}).get("fingerprint") for s in config.surveys}
     tables = [file_hash(Path(s.labels.path)) for s in config.surveys.values() if s.labels.path]
     labels = {n: s.labels.model_dump(exclude={"path"}) for n, s in config.surveys.items()}
     how = config.adapt.model_dump(exclude={"ranks", "threads"})
-    return digest((run.done("pretrain") or {}).get("weights"), labels, tables, how, config.seed)
+    return digest((run.done("pretrain") or {}).get("weights"), data, labels, tables, how, config.seed)
 
 
 def has_head(run: Run) -> bool:
@@ -177,7 +178,7 @@ def pretrain_stage(run: Run, config: Config, **_: Any) -> None:
     from hpcspec.training.pretrain import pretrain
 
     began, key = time.time(), pretrain_key(run, config)
-    if run.done("pretrain", key) and run.weights.is_file():
+    if config.pretrained or (run.done("pretrain", key) and run.weights.is_file()):
         return
     shards = [p for s in config.surveys for p in shard_paths(run.shards(s))]
     last = pretrain(config, shards, run.checkpoints, run.metrics, run.weights)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -101,32 +100,27 @@ class ModelUnderTest:
         marker = self._folder / "trained.json"
         if (read_json(marker) or {}).get("key") == self._key:
             return
-        seconds = 0.0
+        arguments: list[str | Path] = []
         if self._pretrained is not None:
-            seconds = self._pretrained.pretrain()
-            if not self.path.exists():
-                own = shutil.ignore_patterns("adapt*", "catalog*", "logs")
-                shutil.copytree(self._pretrained.path, self.path.with_suffix(".tmp"), ignore=own, dirs_exist_ok=True)
-                self.path.with_suffix(".tmp").rename(self.path)
-        write_json(marker, {"key": self._key, "seconds": seconds + self._submitted("adapt")})
+            self._pretrained.pretrain()
+            arguments = ["--pretrained", self._pretrained.path]
+        write_json(marker, {"key": self._key, "seconds": self._submitted("adapt", *arguments)})
 
-    def _submitted(self, verb: str) -> float:
+    def _submitted(self, verb: str, *more: str | Path) -> float:
         config = self._folder / "evaluate.yaml"
         write_text(config, self._text)
-        return submit([verb, "--config", config, "--run", self.path, "--executor", "local"], self._log, self._minutes)
+        given = [verb, "--config", config, "--run", self.path, *more, "--executor", "local"]
+        return submit(given, self._log, self._minutes)
 
-    def pretrain(self) -> float:
-        """Make sure that it is pretrained; returns how many seconds that took when it was done."""
+    def pretrain(self) -> None:
+        """Make sure that it is pretrained."""
         marker, key = self._folder / "pretrained.json", digest(self._config.model_dump(exclude={"adapt", "catalog"}))
-        done = read_json(marker) or {}
-        if done.get("key") != key:
-            done = {"key": key, "seconds": self._submitted("pretrain")}
-            write_json(marker, done)
-        return float(done["seconds"])
+        if (read_json(marker) or {}).get("key") != key:
+            write_json(marker, {"key": key, "seconds": self._submitted("pretrain")})
 
     @property
     def seconds(self) -> float:
-        """Wall time of the last training, with the pretraining that it goes on from where that is another run's."""
+        """Wall time of the last training, without the pretraining where that is another run's."""
         return (read_json(self._folder / "trained.json") or {}).get("seconds", float("nan"))
 
     def catalogue(self, survey: str, folder: Path, name: str) -> Table:

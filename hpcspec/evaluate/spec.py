@@ -61,7 +61,7 @@ class ModelRun(Section):
     minutes: float = Field(default=35, gt=0)
     """Limit of each command's wall time."""
     pretrained: str | None = None
-    """A run, of the same data, configuration and settings but for `adapt`, that it takes the pretrained model of."""
+    """Another run, that it takes the pretrained model of."""
     absent: Literal["refuse", "skip"] = "refuse"
     """What to do where a data set is not there: without it the run is not measured, or is trained on the others."""
 

@@ -44,16 +44,24 @@ def save_model(weights: Path, config: Model, vocabulary: Vocabulary, state: dict
     save_weights(weights, state)
 
 
+def described(weights: Path) -> tuple[Model, Vocabulary]:
+    """The configuration and the vocabulary that stand beside weights.
+
+    Raises UserError if they are missing or damaged.
+    """
+    path = weights.with_name("model.json")
+    content = read_json(path)
+    try:
+        return Model(**content["model"]), Vocabulary.from_json(content["vocabulary"])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged: pretrain again") from error
+
+
 def load_model(weights: Path) -> Unified:
     """The model that `save_model` wrote, in evaluation mode.
 
     Raises UserError if a file is missing or damaged, or they don't belong together.
     """
-    path = weights.with_name("model.json")
-    content = read_json(path)
-    try:
-        model = Unified(Model(**content["model"]), Vocabulary.from_json(content["vocabulary"]))  # type: ignore[index]
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is missing or damaged: pretrain again") from error
+    model = Unified(*described(weights))
     load_weights(weights, model)
     return model.eval()

@@ -24,6 +24,8 @@ class Labels(Section):
     """Column with the class as text."""
     parameters: dict[str, str] = Field(default_factory=dict)
     """Our parameter name to the table's column name; `<ours>_err` names the column of its error."""
+    optional: tuple[str, ...] = ()
+    """Those of `parameters` that are learned where the table has their column, and else left out."""
     missing: tuple[float, ...] = (-9999.0, -999.0)
     """Numbers that mean "no value"; NaN and empty cells always do."""
 
@@ -212,6 +214,8 @@ class Adapt(Section):
     parameters that make a spectrum what it is, as those of stars do; objects with other measurements stay as they are."""
     renew: float = Field(default=0.0, ge=0, le=1)
     """Share of those whose lines and noise are made anew, from the mean spectrum of their new labels."""
+    refine: bool = False
+    """Refine parameters by a fit of the mean spectra of which `relabel` makes new ones; for stars of one survey."""
     drop_kinds: float = Field(default=0.0, ge=0, lt=1)
     """Chance to leave out, in training, all but one kind of measurement of an object that has several (not mode: frozen)."""
     held_out: float = Field(default=0.2, ge=0, lt=0.9)
@@ -253,7 +257,7 @@ class Config(Section):
     seed: int = 1
     surveys: dict[str, Survey] = Field(min_length=1)
     pretrained: str | None = None
-    """A run folder, or the folder of its model, whose pretrained model is taken; nothing is pretrained then, and `model` is its."""
+    """A run folder, or the folder of its model, whose pretrained model is taken. Nothing is pretrained, and `model` is its."""
     simulate: dict[str, int] = Field(default_factory=dict)
     """Objects to simulate per survey before ingesting; the labels are the known truth."""
     ingest: Ingest = Ingest()

@@ -68,16 +68,15 @@ def _encoded_frozen(adapted: Adapted, items: Mapping[int, Tokens]) -> dict[int, 
     return evaluated(adapted, items, tokens)
 
 
-def fit(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, train: np.ndarray, settings: Adapt, seed: int,
+def fit(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, relabel: Relabel | None, settings: Adapt, seed: int,
         ranks: Ranks) -> None:  # fmt: skip
     """Train the head alone on what the frozen encoder gives, or head and encoder on augmented objects; over `steps`, or in
-    `minutes`. items: the objects of this rank; train: the numbers of those of all ranks."""
+    `minutes`. items: the objects of this rank."""
     full, model, head = settings.mode != "frozen", adapted.model, adapted.head
     optimizers = _optimizers(adapted, settings, ranks)
     frozen = {} if full else _encoded_frozen(adapted, items)
     numbers, budget = np.array(list(items)), max(1, settings.tokens_per_batch // ranks.size)
     kinds, z = model.vocabulary.kinds, labels.values.get(REDSHIFT, np.full(len(labels.object_class), np.nan))
-    relabel = Relabel(items, labels, head.task, train, kinds, ranks) if full and settings.relabel else None
 
     def batches() -> Iterator[tuple[Batch | Encoded, Targets]]:
         for epoch in itertools.count():

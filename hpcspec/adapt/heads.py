@@ -16,6 +16,7 @@ from torch import nn
 
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.adapt.redshift import Redshift, estimate, redshift_loss
+from hpcspec.adapt.refine import Refine, combined
 from hpcspec.atomic import write_json
 from hpcspec.model.attention import AttentionPool
 from hpcspec.model.unified import Encoded, Unified
@@ -35,7 +36,8 @@ class Task:
     quadrature to each (standardised) error, then a factor on it, so that 68 % of the calibration objects lie within one;
     temperature: divisor of the class logits; anomaly_limit: 99.9 % of the training objects have a smaller anomaly score;
     separate_encoder: the head's encoder was trained further, so it is not the one that makes the embeddings; withheld: scalars
-    that are labels too, which the head doesn't get to read.
+    that are labels too, which the head doesn't get to read; refine: the shape of the fit that refines the parameters, if there
+    is one, and the scales of its errors and of the head's by which they are combined.
     """
 
     classes: tuple[str, ...]
@@ -51,6 +53,7 @@ class Task:
     anomaly_limit: float = float("inf")
     separate_encoder: bool = False
     withheld: tuple[str, ...] = ()
+    refine: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -143,6 +146,22 @@ class Head(nn.Module):
         return Output(logits, mean, log_variance, distribution)
 
 
+class Answers(NamedTuple):
+    """Logits (N, classes), means and log variances (N, parameters), standardised, of the head and of the fit."""
+
+    logits: Any
+    mean: Any
+    log_variance: Any
+    fitted: Any = None
+    fitted_log_variance: Any = None
+
+    def together(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and log variance (N, parameters) of both, of arrays."""
+        if self.fitted is None:
+            return self.mean, self.log_variance
+        return combined(self.mean, self.log_variance, self.fitted, self.fitted_log_variance, task.refine["scales"])
+
+
 @dataclass(frozen=True)
 class Targets:
     """Labels of a batch in the head's terms: object_class (N,) int64, -1 unknown; value, error (N, parameters), NaN unknown;
@@ -205,14 +224,14 @@ def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np
 
 
 class Adapted(nn.Module):
-    """Encoder and head, and where the training objects' summaries lie."""
+    """Encoder and head, the fit that refines its answers if there is one, and where the training objects' summaries lie."""
 
     anomaly_mean: torch.Tensor
     anomaly_whitening: torch.Tensor
 
-    def __init__(self, model: Unified, head: Head):
+    def __init__(self, model: Unified, head: Head, refine: Refine | None = None):
         super().__init__()
-        self.model, self.head = model, head
+        self.model, self.head, self.refine = model, head, refine
         width = model.config.width
         self.register_buffer("anomaly_mean", torch.zeros(width))
         self.register_buffer("anomaly_whitening", torch.eye(width))
@@ -221,6 +240,12 @@ class Adapted(nn.Module):
     def device(self) -> torch.device:
         """Where it is."""
         return self.anomaly_mean.device
+
+    def answers(self, encoded: Encoded, batch: Batch) -> Answers:
+        """What the head, and the fit that goes on from it, say of objects."""
+        logits, mean, log_variance, _ = self.head(encoded)
+        fitted = self.refine(batch, mean) if self.refine is not None else ()
+        return Answers(logits, mean, log_variance, *fitted)
 
     def anomaly(self, summary_ND: torch.Tensor) -> torch.Tensor:
         """(N,) root mean square of the whitened summary: Mahalanobis distance from the training objects over √D, about 1

@@ -159,8 +159,8 @@ def load_labels(index: DataIndex, surveys: Mapping[str, Survey]) -> LabelSet:
             classes[found.known] = [c if c.lower() not in NO_CLASS else "" for c in found.words(labels.object_class)]
         for parameter, column_name in labels.parameters.items():
             is_error = parameter.endswith("_err")
-            if is_error and not any(column_name in j.table.column_names for j in joined):
-                continue  # a table without errors: they count as 0
+            if (is_error or parameter in labels.optional) and not any(column_name in j.table.column_names for j in joined):
+                continue  # errors count as 0 then
             found = _holding(joined, column_name)
             numbers = _numbers(found.table, column_name, found.where, labels.missing)[found.rows]
             if is_error:
@@ -205,7 +205,7 @@ def check_labels(survey: str, labels: Labels, own: frozenset[str]) -> None:
 
     Raises UserError for an unreadable table or a missing column, or if there is neither a table nor labels in the files.
     """
-    named = {c for p, c in labels.parameters.items() if not p.endswith("_err")}
+    named = {c for p, c in labels.parameters.items() if not p.endswith("_err") and p not in labels.optional}
     asked = {*([labels.object_class] if labels.object_class else []), *named} - own
     if labels.path:
         missing = sorted(asked - set(read_table(Path(labels.path), labels.key).column_names))

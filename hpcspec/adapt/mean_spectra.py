@@ -18,8 +18,12 @@ BINS = 16384
 CENTRES, PER_CENTRE = 800, 3  # basis functions at most, and at least so many objects for each
 FITTED = 8192  # objects at most, over all ranks
 FLOOR = 4e-3  # of a spectrum's error, in units of its local level: the brightest stars must not decide alone
-RIDGE = 1e-2
+LEAST = 1e-3  # of what noise doesn't explain
+WIDTHS, RIDGES = (0.7, 1.0, 1.5), tuple(10.0**-k for k in range(1, 8))  # of the basis functions, tried
+TRIED_ON = 1000  # bins
+AT_ONCE = 2048  # bins
 ROUNDS = 3  # of filling pixels that are bad with what was found without them
+FARTHEST = 6.0  # spreads from the middle, to which the linear terms go on
 COMPONENTS = 64  # of the mean spectra, that are kept
 FEWEST = 50  # good pixels of a bin
 
@@ -31,24 +35,27 @@ class MeanSpectra:
     def __init__(self, labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks):
         """labels: of the training objects of all ranks, by number; spectra: of this rank's."""
         mine = dict(list(spectra.items())[: FITTED // ranks.size])
-        logs = [np.log(wavelengths(s)) for s in mine.values()]
+        logs = [log_wavelengths(s) for s in mine.values()]
         ends = [(x[there(s)].min(), x[there(s)].max()) for x, s in zip(logs, mine.values(), strict=True)]
         steps = [float(np.median(s.coordinates[:, 1] / s.coordinates[:, 0])) for s in mine.values()]
         every = ranks.gather([(low, high, step) for (low, high), step in zip(ends, steps, strict=True)])
         low, high, step = np.array([x for part in every for x in part]).T
-        self._first, self._step = float(low.min()), max(float(np.median(step)), float(high.max() - low.min()) / BINS)
-        self.bins = int((high.max() - self._first) / self._step) + 2
+        self.first, self.step = float(low.min()), max(float(np.median(step)), float(high.max() - low.min()) / BINS)
+        self.bins = int((high.max() - self.first) / self.step) + 2
         of_all = np.stack(list(labels.values()))
         rng = np.random.default_rng(0)
-        self._centres = of_all[np.sort(rng.choice(len(of_all), min(CENTRES, len(of_all) // PER_CENTRE), replace=False))]
+        self.centres = of_all[np.sort(rng.choice(len(of_all), min(CENTRES, len(of_all) // PER_CENTRE), replace=False))]
         self._fit(np.stack([labels[n] for n in mine]) if mine else of_all[:0], list(mine.values()), ranks)
 
     def _terms(self, labels: np.ndarray) -> np.ndarray:
-        """(…, F): 1, the labels, and the basis functions."""
-        x = np.asarray(labels, np.float32)
-        distance2 = ((x[..., None, :] - self._centres.astype(np.float32)) ** 2).sum(-1)
-        ones = np.ones((*x.shape[:-1], 1), np.float32)
-        return np.concatenate([ones, np.clip(x, -6, 6), np.exp(-0.5 * distance2 / x.shape[-1])], axis=-1)
+        """(…, F) f8."""
+        x, centres = (torch.from_numpy(np.asarray(x, np.float64)) for x in (labels, self.centres))
+        return basis(x, centres, self.width).numpy()
+
+    @property
+    def components(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lines as products of (F, C) and (C, B)."""
+        return self._lines
 
     def _fit(self, labels: np.ndarray, spectra: list[Patches], ranks: Ranks) -> None:
         values = np.zeros((len(spectra), 2 * self.bins), np.float32)  # lines, then level
@@ -60,38 +67,88 @@ class MeanSpectra:
             values[row, at], values[row, self.bins + at] = s.values[..., 2][good], level_of(s)[good]
             seen[row, at] = True
             weight[row] = 1 / (np.median(s.sigma[good] / np.maximum(np.abs(level_of(s)[good]), 0.1)) ** 2 + FLOOR**2)
-        terms = self._terms(labels)
         total, count, bins = ranks.sum_tensors([torch.tensor([weight.sum()]), torch.tensor([float(len(weight))]),
                                                 torch.from_numpy(seen.sum(0).astype(np.float32))])  # fmt: skip
-        weighted = terms * (weight / (total / count).item())[:, None]
-        (left,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ terms).double()])
-        ridge = torch.full((len(left),), RIDGE, dtype=torch.float64)
-        ridge[: 1 + labels.shape[1]] *= 1e-3
-        factor = torch.linalg.cholesky(left + torch.diag(ridge))
-        both, coefficients = np.tile(seen, 2), np.zeros((len(left), 2 * self.bins), np.float32)
-        for round_ in range(ROUNDS):
-            if round_:
-                values = np.where(both, values, terms @ coefficients)
-            (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ values)])
-            coefficients = torch.cholesky_solve(right.double(), factor).float().numpy()
+        weight = (weight / (total / count).item()).astype(np.float64)
+        every = np.arange(0, self.bins, max(1, self.bins // TRIED_ON))
+        self._choose(labels, weight, values[:, every].astype(np.float64), seen[:, every], ranks)
+        terms, weighted, left = self._equations(labels, weight, ranks)
+        factor = self._factor(left, self.ridge)
+        both, coefficients = np.tile(seen, 2), np.zeros((len(left), 2 * self.bins))
+        for some in np.array_split(np.arange(2 * self.bins), max(1, 2 * self.bins // AT_ONCE)):
+            part = values[:, some].astype(np.float64)
+            for round_ in range(ROUNDS):
+                if round_:
+                    part = np.where(both[:, some], part, terms @ coefficients[:, some])
+                (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ part)])
+                coefficients[:, some] = torch.cholesky_solve(right, factor).numpy()
         enough = bins.numpy() >= min(FEWEST, 0.5 * bins.max().item())
         self._enough = enough
-        halves = (torch.from_numpy(np.where(enough, x, np.float32(0))) for x in np.split(coefficients, 2, axis=1))
-        self._lines, self._level = (_components(x, factor.float()) for x in halves)
+        halves = (torch.from_numpy(np.where(enough, x, 0.0)) for x in np.split(coefficients, 2, axis=1))
+        self._lines, self._level = (_components(x, factor) for x in halves)
+
+    def _equations(self, labels: np.ndarray, weight: np.ndarray, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        """Terms (n, F), the same times the weights, and the normal matrix (F, F) of all ranks; double, as the basis functions
+        overlap and their sum is the difference of large numbers."""
+        terms = self._terms(labels)
+        weighted = terms * weight[:, None]
+        (left,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ terms)])
+        return terms, weighted, left
+
+    def _factor(self, left: torch.Tensor, ridge: float) -> torch.Tensor:
+        free = 1 + self.centres.shape[1]
+        return torch.linalg.cholesky(left + torch.diag(torch.cat([torch.full((free,), 1e-3 * ridge, dtype=torch.float64),
+                                                                  torch.full((len(left) - free,), ridge, dtype=torch.float64)])))
+
+    def _choose(self, labels: np.ndarray, weight: np.ndarray, values: np.ndarray, seen: np.ndarray, ranks: Ranks) -> None:
+        """The width of the basis functions and the ridge by which each object is best predicted from the others."""
+        found = []
+        for self.width in WIDTHS:
+            terms, weighted, left = self._equations(labels, weight, ranks)
+            (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ np.where(seen, values, 0))])
+            for ridge in RIDGES:
+                factor = self._factor(left, ridge)
+                own = torch.linalg.solve_triangular(factor, torch.from_numpy(terms.T), upper=False).square().sum(0).numpy()
+                off = values - terms @ torch.cholesky_solve(right, factor).numpy()
+                misses = (np.where(seen, off, 0) / np.maximum(1 - own * weight, 1e-3)[:, None]) ** 2
+                (error,) = ranks.sums([float(weight @ misses.sum(1))])
+                found.append((error, self.width, ridge))
+        _, self.width, self.ridge = min(found)
 
     def places(self, spectra: Patches) -> np.ndarray:
         """(t, P) fractional bins of pixels."""
-        return ((np.log(wavelengths(spectra)) - self._first) / self._step).clip(0, self.bins - 1)
+        return ((log_wavelengths(spectra) - self.first) / self.step).clip(0, self.bins - 1)
+
+    def scatter2(self, labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks) -> np.ndarray:
+        """(B,) variance of lines about the mean that their errors don't explain; inf where there were too few pixels."""
+        total, weights = np.zeros((2, self.bins), np.float32)
+        for n, s in spectra.items():
+            good = np.isfinite(s.sigma)
+            at = np.rint(self.places(s)[good]).astype(int)
+            variance = (s.sigma[good] / np.maximum(np.abs(level_of(s)[good]), 0.1)) ** 2
+            excess = (s.values[..., 2][good] - self.lines(labels[n])[at]) ** 2 - variance
+            weight = 1 / (variance + FLOOR**2) ** 2
+            total += np.bincount(at, weight * excess.clip(-9 * variance, 9 * (variance + FLOOR**2)), minlength=self.bins)
+            weights += np.bincount(at, weight, minlength=self.bins)
+        total, weights = (x.numpy() for x in ranks.sum_tensors([torch.from_numpy(x) for x in (total, weights)]))
+        return np.where(self._enough, np.maximum(total / np.maximum(weights, 1e-12), LEAST**2), np.inf)
 
     def lines(self, labels: np.ndarray) -> np.ndarray:
         """(…, B) for labels (…, K); 0 where there were too few pixels to learn from."""
         terms, spectra = self._lines
-        return self._terms(labels) @ terms @ spectra
+        return (self._terms(labels) @ terms).astype(np.float32) @ spectra
 
     def level(self, labels: np.ndarray) -> np.ndarray:
         """(…, B) for labels (…, K), in units of the spectrum's median; 1 where there were too few pixels to learn from."""
         terms, spectra = self._level
-        return np.where(self._enough, self._terms(labels) @ terms @ spectra, np.float32(1))
+        return np.where(self._enough, (self._terms(labels) @ terms).astype(np.float32) @ spectra, np.float32(1))
+
+
+def basis(labels: torch.Tensor, centres: torch.Tensor, width: float) -> torch.Tensor:
+    """(…, F): 1, the labels (…, K), and the basis functions about the centres (F − 1 − K, K), √K·width wide."""
+    distance2 = ((labels[..., None, :] - centres) ** 2).sum(-1)
+    bumps = torch.exp(-0.5 * distance2 / (width**2 * labels.shape[-1]))
+    return torch.cat([torch.ones_like(labels[..., :1]), labels.clamp(-FARTHEST, FARTHEST), bumps], dim=-1)
 
 
 def _components(coefficients: torch.Tensor, factor: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +157,8 @@ def _components(coefficients: torch.Tensor, factor: torch.Tensor) -> tuple[np.nd
     varied = factor.T @ coefficients
     _, vectors = torch.linalg.eigh(varied @ varied.T)
     most = vectors[:, -COMPONENTS:]
-    return torch.linalg.solve_triangular(factor.T, most, upper=True).numpy(), (most.T @ varied).numpy()
+    terms, spectra = torch.linalg.solve_triangular(factor.T, most, upper=True), most.T @ varied
+    return terms.numpy(), spectra.float().numpy()
 
 
 def level_of(spectra: Patches) -> np.ndarray:
@@ -113,6 +171,11 @@ def there(spectra: Patches) -> np.ndarray:
     """(t, P): pixels of a patch, good or bad; the last of an arm may have fewer than it has room for."""
     used = np.isfinite(spectra.sigma) | (spectra.values[..., 0] != 0)
     return np.flip(np.maximum.accumulate(np.flip(used, 1), 1), 1)
+
+
+def log_wavelengths(spectra: Patches) -> np.ndarray:
+    """(t, P) ln of Å."""
+    return np.log(wavelengths(spectra))
 
 
 def wavelengths(spectra: Patches) -> np.ndarray:

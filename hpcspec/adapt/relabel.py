@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from hpcspec.adapt.heads import REDSHIFT, Task
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.adapt.mean_spectra import MeanSpectra, level_of
+from hpcspec.adapt.refine import Refine
 from hpcspec.stream.batch import Tokens
 from hpcspec.stream.patches import LOG_ERROR
 from hpcspec.stream.vocabulary import OBJECT, SPECTRA
@@ -45,6 +46,13 @@ class Relabel:
             self._all = np.stack(list(self._labels.values()))
             self._tree = cKDTree(self._all)
             self.mean = MeanSpectra(self._labels, spectra, ranks)
+        self._spectra = spectra
+
+    def refine(self, ranks: Ranks) -> Refine | None:
+        """The fit of the mean spectra, where they are usable."""
+        if not self.usable:
+            return None
+        return Refine.of(self.mean, self._columns, self._all, self.mean.scatter2(self._labels, self._spectra, ranks))
 
     def _only_spectra(self, tokens: Tokens) -> bool:
         of_scalars = self._kinds[tokens.scalars.name]

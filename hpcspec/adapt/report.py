@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from hpcspec.adapt.heads import Task, physical
+from hpcspec.adapt.heads import Answers, Task, physical
 from hpcspec.adapt.labels import LabelSet, label_names
 from hpcspec.config import Config
 from hpcspec.stream.batches import in_order
@@ -108,15 +108,15 @@ def baseline(
 
 
 def held_out_report(
-    config: Config, index: DataIndex, labels: LabelSet, task: Task, parts: Any, outputs: tuple[np.ndarray, ...]
+    config: Config, index: DataIndex, labels: LabelSet, task: Task, parts: Any, answers: Answers
 ) -> dict[str, Any]:
     """Accuracy of the head, and of the baseline, on the held-out objects, over all and per survey.
 
     For each parameter: `mad`, `std`, `bias`, number of objects, and the share of true values within one and two errors.
     """
     test = parts.test
-    logits, mean, log_variance = outputs
-    value, error = physical(task, mean, log_variance)
+    logits = answers.logits
+    value, error = physical(task, *answers.together(task))
     began = time.monotonic()
     other = None
     if config.adapt.baseline != "none":

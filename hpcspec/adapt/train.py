@@ -15,13 +15,15 @@ from torch import nn
 
 from hpcspec.adapt.calibration import calibrated
 from hpcspec.adapt.fit import EVALUATION_TOKENS, evaluated, fit
-from hpcspec.adapt.heads import Adapted, Head, Task, make_task, targets, without
+from hpcspec.adapt.heads import Adapted, Answers, Head, Task, make_task, targets, without
 from hpcspec.adapt.labels import LabelSet, describe, label_names, load_labels, wanted
+from hpcspec.adapt.refine import scales_of
+from hpcspec.adapt.relabel import Relabel
 from hpcspec.adapt.report import held_out_report
 from hpcspec.config import Adapt, Config
 from hpcspec.errors import UserError
 from hpcspec.model.weights import load_model, save_weights
-from hpcspec.stream.batch import Tokens, apart
+from hpcspec.stream.batch import Batch, Tokens, apart
 from hpcspec.stream.batches import ordered_batches
 from hpcspec.stream.index import DataIndex, open_index
 from hpcspec.training.ranks import Ranks, start
@@ -106,7 +108,12 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     limit = _fit_anomaly(adapted, items, ranks)
     began = time.monotonic()
     if labelled:
-        fit(adapted, items, labels, parts.train, settings, config.seed, ranks)
+        needed = settings.refine or (settings.relabel and settings.mode != "frozen")
+        relabel = Relabel(items, labels, task, parts.train, model.vocabulary.kinds, ranks) if needed else None
+        fit(adapted, items, labels, relabel, settings, config.seed, ranks)
+        if relabel is not None and settings.refine:
+            adapted.refine = relabel.refine(ranks)
+            adapted.to(ranks.device)
     if ranks.rank > 0:
         return None
     report: dict[str, Any] = {}
@@ -115,7 +122,7 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
         task = _calibrate(adapted, items, labels, task, parts.calibration)
         report = {"mode": settings.mode, "seconds": time.monotonic() - began}
         if len(parts.test):
-            report |= held_out_report(config, index, labels, task, parts, _outputs(adapted, items, parts.test))
+            report |= held_out_report(config, index, labels, task, parts, _answers(adapted, items, parts.test))
         # What is reported is measured with errors that the held-out objects had no part in; what is published may use them too.
         task = _calibrate(adapted, items, labels, task, np.concatenate([parts.calibration, parts.test]))
     task = replace(task, anomaly_limit=limit, separate_encoder=labelled and settings.mode != "frozen", withheld=withheld,
@@ -125,19 +132,27 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
     return task
 
 
-def _outputs(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Logits, means, log variances of objects, in the order of `numbers`."""
-    chosen = {n: items[n] for n in numbers.tolist()}
-    found = evaluated(adapted, chosen, lambda batch: adapted.head(adapted.model.encode(batch))[:3])
-    return tuple(np.stack([found[n][k].numpy() for n in numbers.tolist()]) for k in range(3))
+def _answers(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray) -> Answers:
+    """What is found of objects, in the order of `numbers`."""
+
+    def work(batch: Batch) -> list[torch.Tensor]:
+        return [x for x in adapted.answers(adapted.model.encode(batch), batch) if x is not None]
+
+    found = evaluated(adapted, {n: items[n] for n in numbers.tolist()}, work)
+    return Answers(*(np.stack(column) for column in zip(*(found[n] for n in numbers.tolist()), strict=True)))
 
 
 def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, task: Task, numbers: np.ndarray) -> Task:
     """Scale the errors so that 68 % of these objects lie within one, and the logits to the best likelihood."""
     if not len(numbers):
         return task
-    logits, mean, log_variance = _outputs(adapted, items, numbers)
-    target = targets(labels, task, numbers)
+    answers, target = _answers(adapted, items, numbers), targets(labels, task, numbers)
+    if adapted.refine is not None:
+        truth = target.value.numpy()
+        each = scales_of({"head": truth - answers.mean, "fit": truth - answers.fitted},
+                         {"head": answers.log_variance, "fit": answers.fitted_log_variance})  # fmt: skip
+        task = replace(task, refine={"shape": adapted.refine.shape, "scales": each})
+    logits, (mean, log_variance) = answers.logits, answers.together(task)
     fitted = []
     for k in range(len(task.parameters)):
         known = np.isfinite(target.value[:, k].numpy())

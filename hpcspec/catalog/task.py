@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from hpcspec.adapt.heads import Adapted, Head, Task, physical, without
+from hpcspec.adapt.heads import Adapted, Answers, Head, Task, physical, without
+from hpcspec.adapt.refine import Refine
 from hpcspec.atomic import file_hash
 from hpcspec.catalog.parts import open_part, provenance_of, write_part
 from hpcspec.catalog.schema import Column, Flag, class_column, columns
@@ -56,7 +57,7 @@ class Predictor:
         self.task = Task.load(adapted / "task.json")
         self.model, encoder = load_model(pretrained), load_model(pretrained)
         head = Head(self.task, encoder.config.width, encoder.config.heads, 0.0)
-        self.adapted = Adapted(encoder, head)
+        self.adapted = Adapted(encoder, head, Refine(self.task.refine["shape"]) if self.task.refine else None)
         load_weights(adapted / "weights.safetensors", self.adapted)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.adapted = self.model.to(self.device), self.adapted.to(self.device).eval()
@@ -79,9 +80,10 @@ class Predictor:
             if self.task.separate_encoder or self.task.withheld:
                 read = self._encode(self.adapted.model, given)
             typical = self.model.summary(self._encode(self.model, given)) if self.task.withheld else summary
-            logits, mean, log_variance = (x.cpu().numpy() for x in self.adapted.head(read)[:3])
+            answers = Answers(*(None if x is None else x.cpu().numpy() for x in self.adapted.answers(read, given)))
             anomaly = self.adapted.anomaly(typical).cpu().numpy()
-        value, error = physical(self.task, mean, log_variance)
+        value, error = physical(self.task, *answers.together(self.task))
+        logits = answers.logits
         probability = softmax(logits.astype(np.float64) / self.task.temperature, axis=1) if logits.shape[1] else logits
         _, of_spectra, of_curves = batch.owners
         pixels, epochs = (np.bincount(owner.cpu().numpy(), torch.isfinite(sigma).sum(1).cpu().numpy(), minlength=len(batch))

@@ -124,6 +124,19 @@ def test_a_missing_column_says_what_there_is(index: DataIndex, tmp_path: Path, n
         check_labels("desi", Labels(path=str(tmp_path / name), **{**MAPPING, **changed}), frozenset())
 
 
+def test_an_optional_column_may_be_missing(index: DataIndex, tmp_path: Path) -> None:
+    csv(tmp_path / "l.csv", ROWS)
+    more = {**MAPPING["parameters"], "feh": "fe_h"}
+    with pytest.raises(UserError, match="no column 'fe_h'"):
+        loaded(index, tmp_path / "l.csv", parameters=more)
+    found = loaded(index, tmp_path / "l.csv", parameters=more, optional=("feh", "tile"))
+    assert np.isnan(found.values["feh"]).all() and np.isfinite(found.values["tile"]).any()
+    given = Labels.model_validate(MAPPING | {"path": str(tmp_path / "l.csv"), "parameters": more})
+    with pytest.raises(UserError, match="no column fe_h"):
+        check_labels("sdss", given, frozenset())
+    check_labels("sdss", given.model_copy(update={"optional": ("feh",)}), frozenset())
+
+
 def test_numbers_as_text_and_its_ways_to_say_nothing(index: DataIndex, tmp_path: Path) -> None:
     words = ["1.5", " 2.5 ", "", "nan", "--", "-9999"]
     for number, kind in enumerate([pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]):

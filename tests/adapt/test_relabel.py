@@ -6,47 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from hpcspec.adapt.heads import Task, make_task
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.adapt.mean_spectra import there, wavelengths
 from hpcspec.adapt.relabel import Relabel
 from hpcspec.stream.batch import Tokens, apart
-from hpcspec.surveys.grids import Grid
-from hpcspec.surveys.observation import Arm, Observation, make_arm
-from hpcspec.training.ranks import Ranks
-from tests.making import WORDS, assert_same, batch, curve, spectrum, tokens_of
-
-ALONE = Ranks(0, 1, torch.device("cpu"))
-PIXELS, COUNT, SIGMA = 300, 240, 0.01
-GRID = Grid("log10", 0.0, 1e-4)
-
-
-def arm(teff: float, logg: float, noise: np.ndarray | float = 0.0) -> Arm:
-    """Two lines that deepen with each label, on a slope that depends on one; one pixel in fifty is bad."""
-    x = np.arange(PIXELS)
-    a, b = (teff - 5000) / 500, logg - 4
-    lines = (0.3 + 0.1 * a) * np.exp(-(((x - 90) / 6) ** 2)) + (0.4 - 0.15 * b + 0.05 * a * b) * np.exp(-(((x - 210) / 4) ** 2))
-    flux = (1 + 0.05 * a * (x / PIXELS - 0.5)) * (1 - lines)
-    return make_arm("b", GRID, 37000, 100 * (flux + noise), np.full(PIXELS, (100 * SIGMA) ** -2.0), x % 50 == 7)
-
-
-def labels_of(rng: np.random.Generator, count: int = COUNT) -> LabelSet:
-    values = {"teff": rng.uniform(4500, 5500, count), "logg": rng.uniform(3, 5, count)}
-    return LabelSet(np.full(count, "", np.str_), values, {p: np.zeros(count) for p in values})
-
-
-def one(number: int, of: Arm) -> Observation:
-    return spectrum(number, arms=(of,))
+from tests.adapt.toy_stars import ALONE, COUNT, PIXELS, arm, labels_of, one, stars
+from tests.making import WORDS, assert_same, batch, curve, tokens_of
 
 
 @pytest.fixture(scope="module")
 def learned() -> tuple[Relabel, LabelSet, Task, dict[int, Tokens]]:
     rng = np.random.default_rng(1)
     labels = labels_of(rng)
-    stars = [one(n, arm(labels.values["teff"][n], labels.values["logg"][n], rng.normal(0, SIGMA, PIXELS))) for n in range(COUNT)]
-    items = dict(apart(batch(stars)))
+    items = dict(apart(batch(stars(labels, rng))))
     numbers = np.arange(COUNT)
     task = make_task(labels, numbers)
     return Relabel(items, labels, task, numbers, WORDS.kinds, ALONE), labels, task, items

@@ -19,10 +19,7 @@ CENTRES, PER_CENTRE = 800, 3  # basis functions at most, and at least so many ob
 FITTED = 8192  # objects at most, over all ranks
 FLOOR = 4e-3  # of a spectrum's error, in units of its local level: the brightest stars must not decide alone
 LEAST = 1e-3  # of what noise doesn't explain
-WIDTHS, RIDGES = (0.7, 1.0, 1.5), tuple(10.0**-k for k in range(1, 8))  # of the basis functions, tried
-TRIED_ON = 1000  # bins
 AT_ONCE = 2048  # bins
-ROUNDS = 3  # of filling pixels that are bad with what was found without them
 FARTHEST = 6.0  # spreads from the middle, to which the linear terms go on
 COMPONENTS = 64  # of the mean spectra, that are kept
 FEWEST = 50  # good pixels of a bin
@@ -32,8 +29,12 @@ class MeanSpectra:
     """Lines (flux over its local level, -1) and local level of spectra as functions of K labels, which are given in units of
     their spread about their centre; `lines` and `level` are (…, B) arrays on `places`' bins."""
 
-    def __init__(self, labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks):
-        """labels: of the training objects of all ranks, by number; spectra: of this rank's."""
+    def __init__(self, labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks, width: float = 1.0,
+                 ridge: float = 1e-3, rounds: int = 3):  # fmt: skip
+        """labels: of the training objects of all ranks, by number; spectra: of this rank's. width: of the basis functions, in
+        units of √K spreads; ridge: how little their coefficients may be; rounds: of filling pixels that are bad with what was
+        found without them."""
+        self.width = width
         mine = dict(list(spectra.items())[: FITTED // ranks.size])
         logs = [log_wavelengths(s) for s in mine.values()]
         ends = [(x[there(s)].min(), x[there(s)].max()) for x, s in zip(logs, mine.values(), strict=True)]
@@ -45,7 +46,7 @@ class MeanSpectra:
         of_all = np.stack(list(labels.values()))
         rng = np.random.default_rng(0)
         self.centres = of_all[np.sort(rng.choice(len(of_all), min(CENTRES, len(of_all) // PER_CENTRE), replace=False))]
-        self._fit(np.stack([labels[n] for n in mine]) if mine else of_all[:0], list(mine.values()), ranks)
+        self._fit(np.stack([labels[n] for n in mine]) if mine else of_all[:0], list(mine.values()), ranks, ridge, rounds)
 
     def _terms(self, labels: np.ndarray) -> np.ndarray:
         """(…, F) f8."""
@@ -57,7 +58,7 @@ class MeanSpectra:
         """Lines as products of (F, C) and (C, B)."""
         return self._lines
 
-    def _fit(self, labels: np.ndarray, spectra: list[Patches], ranks: Ranks) -> None:
+    def _fit(self, labels: np.ndarray, spectra: list[Patches], ranks: Ranks, ridge: float, rounds: int) -> None:
         values = np.zeros((len(spectra), 2 * self.bins), np.float32)  # lines, then level
         seen = np.zeros((len(spectra), self.bins), bool)
         weight = np.zeros(len(spectra), np.float32)
@@ -70,14 +71,17 @@ class MeanSpectra:
         total, count, bins = ranks.sum_tensors([torch.tensor([weight.sum()]), torch.tensor([float(len(weight))]),
                                                 torch.from_numpy(seen.sum(0).astype(np.float32))])  # fmt: skip
         weight = (weight / (total / count).item()).astype(np.float64)
-        every = np.arange(0, self.bins, max(1, self.bins // TRIED_ON))
-        self._choose(labels, weight, values[:, every].astype(np.float64), seen[:, every], ranks)
-        terms, weighted, left = self._equations(labels, weight, ranks)
-        factor = self._factor(left, self.ridge)
+        terms = self._terms(labels)  # double: the basis functions overlap, their sum is the difference of large numbers
+        weighted = terms * weight[:, None]
+        (left,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ terms)])
+        free = 1 + labels.shape[1]
+        added = torch.full((len(left),), ridge, dtype=torch.float64)
+        added[:free] *= 1e-3
+        factor = torch.linalg.cholesky(left + torch.diag(added))
         both, coefficients = np.tile(seen, 2), np.zeros((len(left), 2 * self.bins))
         for some in np.array_split(np.arange(2 * self.bins), max(1, 2 * self.bins // AT_ONCE)):
             part = values[:, some].astype(np.float64)
-            for round_ in range(ROUNDS):
+            for round_ in range(rounds):
                 if round_:
                     part = np.where(both[:, some], part, terms @ coefficients[:, some])
                 (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ part)])
@@ -86,34 +90,6 @@ class MeanSpectra:
         self._enough = enough
         halves = (torch.from_numpy(np.where(enough, x, 0.0)) for x in np.split(coefficients, 2, axis=1))
         self._lines, self._level = (_components(x, factor) for x in halves)
-
-    def _equations(self, labels: np.ndarray, weight: np.ndarray, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-        """Terms (n, F), the same times the weights, and the normal matrix (F, F) of all ranks; double, as the basis functions
-        overlap and their sum is the difference of large numbers."""
-        terms = self._terms(labels)
-        weighted = terms * weight[:, None]
-        (left,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ terms)])
-        return terms, weighted, left
-
-    def _factor(self, left: torch.Tensor, ridge: float) -> torch.Tensor:
-        free = 1 + self.centres.shape[1]
-        return torch.linalg.cholesky(left + torch.diag(torch.cat([torch.full((free,), 1e-3 * ridge, dtype=torch.float64),
-                                                                  torch.full((len(left) - free,), ridge, dtype=torch.float64)])))
-
-    def _choose(self, labels: np.ndarray, weight: np.ndarray, values: np.ndarray, seen: np.ndarray, ranks: Ranks) -> None:
-        """The width of the basis functions and the ridge by which each object is best predicted from the others."""
-        found = []
-        for self.width in WIDTHS:
-            terms, weighted, left = self._equations(labels, weight, ranks)
-            (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ np.where(seen, values, 0))])
-            for ridge in RIDGES:
-                factor = self._factor(left, ridge)
-                own = torch.linalg.solve_triangular(factor, torch.from_numpy(terms.T), upper=False).square().sum(0).numpy()
-                off = values - terms @ torch.cholesky_solve(right, factor).numpy()
-                misses = (np.where(seen, off, 0) / np.maximum(1 - own * weight, 1e-3)[:, None]) ** 2
-                (error,) = ranks.sums([float(weight @ misses.sum(1))])
-                found.append((error, self.width, ridge))
-        _, self.width, self.ridge = min(found)
 
     def places(self, spectra: Patches) -> np.ndarray:
         """(t, P) fractional bins of pixels."""
@@ -149,6 +125,16 @@ def basis(labels: torch.Tensor, centres: torch.Tensor, width: float) -> torch.Te
     distance2 = ((labels[..., None, :] - centres) ** 2).sum(-1)
     bumps = torch.exp(-0.5 * distance2 / (width**2 * labels.shape[-1]))
     return torch.cat([torch.ones_like(labels[..., :1]), labels.clamp(-FARTHEST, FARTHEST), bumps], dim=-1)
+
+
+def slopes(labels: torch.Tensor, centres: torch.Tensor, width: float) -> torch.Tensor:
+    """(n, K, F): how `basis` changes with each of the labels (n, K)."""
+    n, k = labels.shape
+    scale = width**2 * k
+    away = labels[:, None] - centres
+    bumps = torch.exp(-0.5 * (away**2).sum(-1) / scale)
+    ones = torch.eye(k, dtype=labels.dtype, device=labels.device).expand(n, k, k)
+    return torch.cat([torch.zeros_like(ones[..., :1]), ones, -(away / scale * bumps[..., None]).mT], dim=-1)
 
 
 def _components(coefficients: torch.Tensor, factor: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

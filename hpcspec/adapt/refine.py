@@ -6,7 +6,7 @@ N objects, K labels, F terms, C components of the mean spectra, B bins of ln λ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from hpcspec.adapt.calibration import calibrated
-from hpcspec.adapt.mean_spectra import MeanSpectra, basis, level_of, log_wavelengths
+from hpcspec.adapt.mean_spectra import MeanSpectra, basis, level_of, log_wavelengths, slopes
 from hpcspec.stream.batch import Batch, Patches
+from hpcspec.training.ranks import Ranks
 
 ROUNDS, STEPS, LONGEST = 2, 8, 0.3  # of Gauss-Newton, and how far a step may go, in units of the labels' spread
 BEYOND = 0.2  # of their range, that labels may go
@@ -24,6 +25,30 @@ WEAK = 1e-3  # of a prior about the head's answer, that keeps what a spectrum do
 VELOCITY = 30 / 299792.458  # that is left in a spectrum at rest, in ln λ
 AT_ONCE = 16  # objects
 LOG_VARIANCE = (-12.0, 12.0)
+SHAPES = ((0.7, 1e-2), (0.7, 1e-3), (1.0, 1e-2), (1.0, 1e-3), (1.0, 1e-4), (1.5, 1e-4), (1.5, 1e-5))  # of mean spectra, tried
+EVERY, TRIED_ON, ASIDE, ROUGH = 8, 400, 0.2, 2e-3  # objects kept aside and tried on, from how far, and their scatter until known
+
+
+def learned(labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks) -> MeanSpectra:
+    """Mean spectra of the shape by which labels of objects kept aside are found best.
+
+    labels: (K,) of the objects of all ranks, by number; spectra: of this rank's.
+    """
+    aside = set(sorted(labels)[::EVERY])
+    others = {n: x for n, x in labels.items() if n not in aside}
+    theirs = {n: s for n, s in spectra.items() if n not in aside}
+    tried = dict(list((n, s) for n, s in spectra.items() if n in aside)[: TRIED_ON // ranks.size])
+    every, found = np.stack(list(labels.values())), []
+    truth = torch.from_numpy(np.stack([labels[n] for n in tried]) if tried else every[:0])
+    start = truth + ASIDE * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=truth.dtype)
+    for width, ridge in SHAPES:
+        mean = MeanSpectra(others, theirs, ranks, width, ridge, rounds=1)
+        fit = Refine.of(mean, list(range(every.shape[1])), every, np.full(mean.bins, ROUGH**2))
+        off = (fit.labels(list(tried.values()), start) - truth).abs().numpy()
+        middle = np.median(np.concatenate(ranks.gather(off)), axis=0)
+        found.append((float(np.log(np.maximum(middle, 1e-9)).sum()), width, ridge))
+    _, width, ridge = min(found)
+    return MeanSpectra(labels, spectra, ranks, width, ridge)
 
 
 class Refine(nn.Module):
@@ -91,6 +116,16 @@ class Refine(nn.Module):
             log_variance[rows, self.columns] = torch.where(good, known, log_variance[rows, self.columns])
         return mean, log_variance
 
+    def labels(self, spectra: Sequence[Patches], start: torch.Tensor) -> torch.Tensor:
+        """(N, K) of N spectra, from `start` (N, K)."""
+        out = [start[:0]]
+        for first in range(0, len(spectra), AT_ONCE):
+            part = spectra[first : first + AT_ONCE]
+            both = Patches(*(np.concatenate(x) for x in zip(*part, strict=True)))
+            owner = np.repeat(np.arange(len(part)), [len(s.sigma) for s in part])
+            out.append(self._fit(*self.observed(both, owner, len(part)), start[first : first + AT_ONCE])[0].to(start.dtype))
+        return torch.cat(out)
+
     def _fit(self, lines: torch.Tensor, weight: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels (N, K) and their variances, from lines and inverse variances (N, B); with a small velocity that nobody asks
         for."""
@@ -131,13 +166,7 @@ class Refine(nn.Module):
         return basis(labels, self.centres.double(), self.shape["width"])
 
     def _slopes(self, labels: torch.Tensor) -> torch.Tensor:
-        """(N, K, F): how the terms change with each label (N, K)."""
-        n, k = labels.shape
-        scale = self.shape["width"] ** 2 * k
-        away = labels[:, None] - self.centres  # (N, centres, K)
-        bumps = torch.exp(-0.5 * (away**2).sum(-1) / scale)
-        ones = torch.eye(k, dtype=labels.dtype, device=labels.device).expand(n, k, k)
-        return torch.cat([torch.zeros_like(ones[..., :1]), ones, -(away / scale * bumps[..., None]).mT], dim=-1)
+        return slopes(labels, self.centres.double(), self.shape["width"])
 
 
 def combined(mean: np.ndarray, log_variance: np.ndarray, fitted: np.ndarray, fitted_log_variance: np.ndarray,

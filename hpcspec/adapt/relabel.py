@@ -13,8 +13,8 @@ from scipy.spatial import cKDTree
 
 from hpcspec.adapt.heads import REDSHIFT, Task
 from hpcspec.adapt.labels import LabelSet
-from hpcspec.adapt.mean_spectra import MeanSpectra, level_of
-from hpcspec.adapt.refine import Refine
+from hpcspec.adapt.mean_spectra import level_of
+from hpcspec.adapt.refine import Refine, learned
 from hpcspec.stream.batch import Tokens
 from hpcspec.stream.patches import LOG_ERROR
 from hpcspec.stream.vocabulary import OBJECT, SPECTRA
@@ -45,7 +45,7 @@ class Relabel:
         if self.usable:
             self._all = np.stack(list(self._labels.values()))
             self._tree = cKDTree(self._all)
-            self.mean = MeanSpectra(self._labels, spectra, ranks)
+            self.mean = learned(self._labels, spectra, ranks)
         self._spectra = spectra
 
     def refine(self, ranks: Ranks) -> Refine | None:

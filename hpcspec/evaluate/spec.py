@@ -115,7 +115,7 @@ class Evaluation(Section):
 def load_evaluation(row: str, settings: list[str]) -> Evaluation:
     """configs/evaluations/ROW.yaml with `--set a.b=value` applied. A file may take data, runs and experiments of other rows
     with `include: [ROW, …]`; its own entries come over theirs, `with_runs` adds runs to each included experiment that isn't
-    about fewer labels, and `without` leaves out experiments.
+    about fewer labels, `without` leaves out experiments, and `baselines: false` the baselines of those that are included.
 
     Raises UserError for an unreadable file, an unknown key or name, or a value that can't be.
     """
@@ -144,6 +144,7 @@ SECTIONS = ("data", "runs", "experiments", "quick")
 def _tree(path: Path) -> dict[str, Any]:
     tree = read_yaml(path)
     included, extra, without = (tree.pop(key, []) for key in ("include", "with_runs", "without"))
+    baselines = tree.pop("baselines", True)
     both: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for row in included:
         other = yaml.safe_load(yaml.safe_dump(_tree(path.with_name(f"{row}.yaml")), sort_keys=False))
@@ -151,6 +152,8 @@ def _tree(path: Path) -> dict[str, Any]:
         for one in other["experiments"].values():
             if one.get("runs") and len(one.get("labels", [1])) == 1:
                 one["runs"] = [*one["runs"], *extra]
+            if not baselines:
+                one["baselines"] = []
         for section in SECTIONS:
             if section != "quick" and (twice := both[section].keys() & other.get(section, {}).keys()):
                 raise UserError(f"{path}: {section}.{min(twice)} is in two of the rows that it includes: rename one")

@@ -7,6 +7,7 @@ n objects, K labels, F terms, B bins of ln λ.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,21 +21,27 @@ FITTED = 8192  # objects at most, over all ranks
 FLOOR = 4e-3  # of a spectrum's error, in units of its local level: the brightest stars must not decide alone
 LEAST = 1e-3  # of what noise doesn't explain
 AT_ONCE = 2048  # bins
+ROUNDS = 3  # of filling pixels that are bad or worse than others with what was found without them
 FARTHEST = 6.0  # spreads from the middle, to which the linear terms go on
-COMPONENTS = 64  # of the mean spectra, that are kept
 FEWEST = 50  # good pixels of a bin
+
+
+class Shape(NamedTuple):
+    """Of mean spectra: the width of the basis functions, in units of √K spreads; the ridge, how little their coefficients may
+    be; how many components of the mean spectra are kept, without the noise of the rest."""
+
+    width: float = 1.0
+    ridge: float = 1e-4
+    components: int = 32
 
 
 class MeanSpectra:
     """Lines (flux over its local level, -1) and local level of spectra as functions of K labels, which are given in units of
     their spread about their centre; `lines` and `level` are (…, B) arrays on `places`' bins."""
 
-    def __init__(self, labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks, width: float = 1.0,
-                 ridge: float = 1e-3, rounds: int = 3):  # fmt: skip
-        """labels: of the training objects of all ranks, by number; spectra: of this rank's. width: of the basis functions, in
-        units of √K spreads; ridge: how little their coefficients may be; rounds: of filling pixels that are bad with what was
-        found without them."""
-        self.width = width
+    def __init__(self, labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks, shape: Shape):
+        """labels: of the training objects of all ranks, by number; spectra: of this rank's."""
+        self.width = shape.width
         mine = dict(list(spectra.items())[: FITTED // ranks.size])
         logs = [log_wavelengths(s) for s in mine.values()]
         ends = [(x[there(s)].min(), x[there(s)].max()) for x, s in zip(logs, mine.values(), strict=True)]
@@ -46,7 +53,7 @@ class MeanSpectra:
         of_all = np.stack(list(labels.values()))
         rng = np.random.default_rng(0)
         self.centres = of_all[np.sort(rng.choice(len(of_all), min(CENTRES, len(of_all) // PER_CENTRE), replace=False))]
-        self._fit(np.stack([labels[n] for n in mine]) if mine else of_all[:0], list(mine.values()), ranks, ridge, rounds)
+        self._fit(np.stack([labels[n] for n in mine]) if mine else of_all[:0], list(mine.values()), ranks, shape)
 
     def _terms(self, labels: np.ndarray) -> np.ndarray:
         """(…, F) f8."""
@@ -58,38 +65,41 @@ class MeanSpectra:
         """Lines as products of (F, C) and (C, B)."""
         return self._lines
 
-    def _fit(self, labels: np.ndarray, spectra: list[Patches], ranks: Ranks, ridge: float, rounds: int) -> None:
+    def _fit(self, labels: np.ndarray, spectra: list[Patches], ranks: Ranks, shape: Shape) -> None:
         values = np.zeros((len(spectra), 2 * self.bins), np.float32)  # lines, then level
-        seen = np.zeros((len(spectra), self.bins), bool)
+        trust = np.zeros((len(spectra), self.bins), np.float32)
         weight = np.zeros(len(spectra), np.float32)
         for row, s in enumerate(spectra):
             good = np.isfinite(s.sigma)
             at = np.rint(self.places(s)[good]).astype(int)
             values[row, at], values[row, self.bins + at] = s.values[..., 2][good], level_of(s)[good]
-            seen[row, at] = True
-            weight[row] = 1 / (np.median(s.sigma[good] / np.maximum(np.abs(level_of(s)[good]), 0.1)) ** 2 + FLOOR**2)
-        total, count, bins = ranks.sum_tensors([torch.tensor([weight.sum()]), torch.tensor([float(len(weight))]),
-                                                torch.from_numpy(seen.sum(0).astype(np.float32))])  # fmt: skip
-        weight = (weight / (total / count).item()).astype(np.float64)
+            error = s.sigma[good] / np.maximum(np.abs(level_of(s)[good]), 0.1)
+            weight[row] = 1 / (np.median(error) ** 2 + FLOOR**2)
+            trust[row, at] = np.minimum(1, 1 / (error**2 + FLOOR**2) / weight[row])
+        sums = [weight.sum(keepdims=True), np.array([len(weight)], np.float32), (trust > 0).sum(0, np.float32), trust.sum(0),
+                (values * np.tile(trust, 2)).sum(0)]  # fmt: skip
+        total, count, bins, trusted, summed = (x.numpy() for x in ranks.sum_tensors([torch.from_numpy(x) for x in sums]))
+        middle = (summed / np.maximum(np.tile(trusted, 2), 1)).astype(np.float64)
+        weight = (weight / (total / count)).astype(np.float64)
         terms = self._terms(labels)  # double: the basis functions overlap, their sum is the difference of large numbers
         weighted = terms * weight[:, None]
         (left,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ terms)])
         free = 1 + labels.shape[1]
-        added = torch.full((len(left),), ridge, dtype=torch.float64)
+        added = torch.full((len(left),), shape.ridge, dtype=torch.float64)
         added[:free] *= 1e-3
         factor = torch.linalg.cholesky(left + torch.diag(added))
-        both, coefficients = np.tile(seen, 2), np.zeros((len(left), 2 * self.bins))
+        coefficients = np.zeros((len(left), 2 * self.bins))
         for some in np.array_split(np.arange(2 * self.bins), max(1, 2 * self.bins // AT_ONCE)):
-            part = values[:, some].astype(np.float64)
-            for round_ in range(rounds):
-                if round_:
-                    part = np.where(both[:, some], part, terms @ coefficients[:, some])
-                (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ part)])
+            part, model = values[:, some].astype(np.float64), middle[some]
+            for _ in range(ROUNDS):  # of pixels that are bad, or worse than others of a spectrum, with what was found before
+                mixed = model + trust[:, some % self.bins] * (part - model)
+                (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ mixed)])
                 coefficients[:, some] = torch.cholesky_solve(right, factor).numpy()
-        enough = bins.numpy() >= min(FEWEST, 0.5 * bins.max().item())
+                model = terms @ coefficients[:, some]
+        enough = bins >= min(FEWEST, 0.5 * bins.max())
         self._enough = enough
         halves = (torch.from_numpy(np.where(enough, x, 0.0)) for x in np.split(coefficients, 2, axis=1))
-        self._lines, self._level = (_components(x, factor) for x in halves)
+        self._lines, self._level = (_components(x, factor, shape.components) for x in halves)
 
     def places(self, spectra: Patches) -> np.ndarray:
         """(t, P) fractional bins of pixels."""
@@ -137,12 +147,12 @@ def slopes(labels: torch.Tensor, centres: torch.Tensor, width: float) -> torch.T
     return torch.cat([torch.zeros_like(ones[..., :1]), ones, -(away / scale * bumps[..., None]).mT], dim=-1)
 
 
-def _components(coefficients: torch.Tensor, factor: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _components(coefficients: torch.Tensor, factor: torch.Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(F, c) and (c, B), whose product is coefficients (F, B) but for what varies least among the training objects, whose
     terms have the covariance factor·factorᵀ (F, F)."""
     varied = factor.T @ coefficients
     _, vectors = torch.linalg.eigh(varied @ varied.T)
-    most = vectors[:, -COMPONENTS:]
+    most = vectors[:, -count:]
     terms, spectra = torch.linalg.solve_triangular(factor.T, most, upper=True), most.T @ varied
     return terms.numpy(), spectra.float().numpy()
 

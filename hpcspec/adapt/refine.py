@@ -6,6 +6,7 @@ N objects, K labels, F terms, C components of the mean spectra, B bins of ln λ.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 
 from hpcspec.adapt.calibration import calibrated
-from hpcspec.adapt.mean_spectra import MeanSpectra, basis, level_of, log_wavelengths, slopes
+from hpcspec.adapt.mean_spectra import MeanSpectra, Shape, basis, level_of, log_wavelengths, slopes
 from hpcspec.stream.batch import Batch, Patches
 from hpcspec.training.ranks import Ranks
 
+log = logging.getLogger(__name__)
 ROUNDS, STEPS, LONGEST = 2, 8, 0.3  # of Gauss-Newton, and how far a step may go, in units of the labels' spread
 BEYOND = 0.2  # of their range, that labels may go
 CLIP = 5.0  # residuals further out, in their errors, count as this
@@ -25,12 +27,16 @@ WEAK = 1e-3  # of a prior about the head's answer, that keeps what a spectrum do
 VELOCITY = 30 / 299792.458  # that is left in a spectrum at rest, in ln λ
 AT_ONCE = 16  # objects
 LOG_VARIANCE = (-12.0, 12.0)
-SHAPES = ((0.7, 1e-2), (0.7, 1e-3), (1.0, 1e-2), (1.0, 1e-3), (1.0, 1e-4), (1.5, 1e-4), (1.5, 1e-5))  # of mean spectra, tried
-EVERY, TRIED_ON, ASIDE, ROUGH = 8, 400, 0.2, 2e-3  # objects kept aside and tried on, from how far, and their scatter until known
+TRIED = ((1.0, 1e-2, 64), (1.0, 1e-3, 64), (1.0, 1e-4, 32), (1.0, 1e-5, 24), (1.0, 1e-6, 24), (1.0, 1e-7, 20), (0.7, 1e-4, 24),
+         (0.7, 1e-6, 20))  # fmt: skip
+MEDIAN = 1.17  # standard error of the logarithm of a median of absolute normal deviates, times √n
+SHAPES = tuple(Shape(*x) for x in TRIED)
+EVERY, TRIED_ON, ASIDE, ROUGH = 5, 400, 0.2, 2e-3  # objects kept aside and tried on, from how far, and their scatter until known
 
 
 def learned(labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks) -> MeanSpectra:
-    """Mean spectra of the shape by which labels of objects kept aside are found best.
+    """Mean spectra of the stiffest shape by which labels of objects kept aside are found as well as by any, as far as so few
+    can tell (the rule of one standard error, Breiman et al. 1984).
 
     labels: (K,) of the objects of all ranks, by number; spectra: of this rank's.
     """
@@ -41,14 +47,16 @@ def learned(labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ra
     every, found = np.stack(list(labels.values())), []
     truth = torch.from_numpy(np.stack([labels[n] for n in tried]) if tried else every[:0])
     start = truth + ASIDE * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=truth.dtype)
-    for width, ridge in SHAPES:
-        mean = MeanSpectra(others, theirs, ranks, width, ridge, rounds=1)
+    for shape in SHAPES:
+        mean = MeanSpectra(others, theirs, ranks, shape)
         fit = Refine.of(mean, list(range(every.shape[1])), every, np.full(mean.bins, ROUGH**2))
         off = (fit.labels(list(tried.values()), start) - truth).abs().numpy()
-        middle = np.median(np.concatenate(ranks.gather(off)), axis=0)
-        found.append((float(np.log(np.maximum(middle, 1e-9)).sum()), width, ridge))
-    _, width, ridge = min(found)
-    return MeanSpectra(labels, spectra, ranks, width, ridge)
+        misses = np.concatenate(ranks.gather(off))
+        found.append(float(np.log(np.maximum(np.median(misses, axis=0), 1e-9)).sum()))
+    unsure = MEDIAN * (every.shape[1] / max(len(misses), 1)) ** 0.5
+    best = next(shape for shape, score in zip(SHAPES, found, strict=True) if score <= min(found) + unsure)
+    log.info("adapt: mean spectra of %d objects: %s", len(labels), best)
+    return MeanSpectra(labels, spectra, ranks, best)
 
 
 class Refine(nn.Module):

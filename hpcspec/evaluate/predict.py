@@ -37,7 +37,11 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
     data, inputs = work.evaluation.data[said.data], Inputs(said.metadata)
     shown: dict[str, Predictions] = {}
     curve: dict[tuple[str, str], dict[str, dict[float, list[float]]]] = {}
-    test = work.sample(said.data, said.folders[0], said.seeds[0] if data.split else 1)
+    first = said.seeds[0] if data.split else 1
+    test, train = work.sample(said.data, said.folders[0], first), work.sample(said.data, "train", first)
+    if nobody := [t for t in said.targets if not train.known([t]).any()]:
+        result.missing.append(f"{', '.join(nobody)}: no training object of {said.data} has it")
+        said = said.model_copy(update={"targets": [t for t in said.targets if t not in nobody]})
     for amount in said.labels:
 
         def score(method: str, test: Sample, found: Predictions, model: bool, n: float, amount: float = amount) -> None:

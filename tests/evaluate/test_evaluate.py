@@ -32,7 +32,7 @@ data:
     folders: {{train: train/sdss, test: test/sdss}}
     tables: [train/sdss/labels.csv, test/sdss/labels.csv]
     object_class: class
-    parameters: {{teff: teff, z: z}}
+    parameters: {{teff: teff, z: z, mass: mass}}
   desi:
     survey: desi
     folders: {{train: train/desi, test: test/desi}}
@@ -49,7 +49,7 @@ experiments:
     title: Parameters
     data: sdss
     runs: [tiny, frozen]
-    targets: [teff, class, z]
+    targets: [teff, class, z, mass]
     within: {{z: [GALAXY, QSO]}}
     baselines: [ridge, pca-xgboost]
     goals: {{teff MAD: <= 1e9, class accuracy: ">= 1.1", teff std: <= 0.8 best}}
@@ -100,6 +100,7 @@ def test_predictions_stand_beside_baselines(shown: Path) -> None:
     assert found["teff", "MAD", "ridge"]["mean"] < 1000 and found["teff", "cover 68 %", "tiny"]["model"]
     assert found["teff", "MAD", "tiny"]["goal_met"] and found["class", "accuracy", "tiny"]["goal_met"] is False
     text = (shown / "row.md").read_text()
+    assert "not measured: mass: no training object of sdss has it" in text and not any(t == "mass" for t, *_ in found)
     assert "# row\n\n`python -m hpcspec.evaluate " in text and "## Parameters" in text and "<= 0.8 best: " in text
     pictures = {p.name for p in shown.glob("*.png")}
     assert {"parameters-teff.png", "parameters-confusion.png", "parameters-calibration.png", "repeats-map.png"} <= pictures

@@ -110,8 +110,7 @@ def configuration(args: argparse.Namespace) -> tuple[Run, Config]:
     if config.pretrained:
         from hpcspec.model.weights import described  # torch takes seconds to import
 
-        model, _ = described(run.pretrained_elsewhere(config.pretrained))
-        config = config.model_copy(update={"model": model})
+        config = config.model_copy(update={"model": described(run.pretrained_elsewhere(config.pretrained)).config})
     return run, config
 
 

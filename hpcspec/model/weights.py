@@ -44,15 +44,15 @@ def save_model(weights: Path, config: Model, vocabulary: Vocabulary, state: dict
     save_weights(weights, state)
 
 
-def described(weights: Path) -> tuple[Model, Vocabulary]:
-    """The configuration and the vocabulary that stand beside weights.
+def described(weights: Path) -> Unified:
+    """The model that stands beside weights, without them.
 
-    Raises UserError if they are missing or damaged.
+    Raises UserError if its description is missing or damaged.
     """
     path = weights.with_name("model.json")
     content = read_json(path)
     try:
-        return Model(**content["model"]), Vocabulary.from_json(content["vocabulary"])  # type: ignore[index]
+        return Unified(Model(**content["model"]), Vocabulary.from_json(content["vocabulary"]))  # type: ignore[index]
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged: pretrain again") from error
 
@@ -62,6 +62,6 @@ def load_model(weights: Path) -> Unified:
 
     Raises UserError if a file is missing or damaged, or they don't belong together.
     """
-    model = Unified(*described(weights))
+    model = described(weights)
     load_weights(weights, model)
     return model.eval()

@@ -39,8 +39,10 @@ class MeanSpectra:
     """Lines (flux over its local level, -1) and local level of spectra as functions of K labels, which are given in units of
     their spread about their centre; `lines` and `level` are (…, B) arrays on `places`' bins."""
 
-    def __init__(self, labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks, shape: Shape):
-        """labels: of the training objects of all ranks, by number; spectra: of this rank's."""
+    def __init__(self, labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ranks: Ranks, shape: Shape,
+                 rough: bool = False):  # fmt: skip
+        """labels: of the training objects of all ranks, by number; spectra: of this rank's; rough: to see what a shape is worth,
+        without levels."""
         self.width = shape.width
         mine = dict(list(spectra.items())[: FITTED // ranks.size])
         logs = [log_wavelengths(s) for s in mine.values()]
@@ -53,7 +55,7 @@ class MeanSpectra:
         of_all = np.stack(list(labels.values()))
         rng = np.random.default_rng(0)
         self.centres = of_all[np.sort(rng.choice(len(of_all), min(CENTRES, len(of_all) // PER_CENTRE), replace=False))]
-        self._fit(np.stack([labels[n] for n in mine]) if mine else of_all[:0], list(mine.values()), ranks, shape)
+        self._fit(np.stack([labels[n] for n in mine]) if mine else of_all[:0], list(mine.values()), ranks, shape, rough)
 
     def _terms(self, labels: np.ndarray) -> np.ndarray:
         """(…, F) f8."""
@@ -65,7 +67,7 @@ class MeanSpectra:
         """Lines as products of (F, C) and (C, B)."""
         return self._lines
 
-    def _fit(self, labels: np.ndarray, spectra: list[Patches], ranks: Ranks, shape: Shape) -> None:
+    def _fit(self, labels: np.ndarray, spectra: list[Patches], ranks: Ranks, shape: Shape, rough: bool) -> None:
         values = np.zeros((len(spectra), 2 * self.bins), np.float32)  # lines, then level
         trust = np.zeros((len(spectra), self.bins), np.float32)
         weight = np.zeros(len(spectra), np.float32)
@@ -89,9 +91,10 @@ class MeanSpectra:
         added[:free] *= 1e-3
         factor = torch.linalg.cholesky(left + torch.diag(added))
         coefficients = np.zeros((len(left), 2 * self.bins))
-        for some in np.array_split(np.arange(2 * self.bins), max(1, 2 * self.bins // AT_ONCE)):
+        wanted = self.bins if rough else 2 * self.bins
+        for some in np.array_split(np.arange(wanted), max(1, wanted // AT_ONCE)):
             part, model = values[:, some].astype(np.float64), middle[some]
-            for _ in range(ROUNDS):  # of pixels that are bad, or worse than others of a spectrum, with what was found before
+            for _ in range(ROUNDS - rough):  # of pixels that are bad, or worse than others of a spectrum, with what was found before
                 mixed = model + trust[:, some % self.bins] * (part - model)
                 (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ mixed)])
                 coefficients[:, some] = torch.cholesky_solve(right, factor).numpy()

@@ -48,7 +48,7 @@ def learned(labels: Mapping[int, np.ndarray], spectra: Mapping[int, Patches], ra
     truth = torch.from_numpy(np.stack([labels[n] for n in tried]) if tried else every[:0])
     start = truth + ASIDE * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=truth.dtype)
     for shape in SHAPES:
-        mean = MeanSpectra(others, theirs, ranks, shape)
+        mean = MeanSpectra(others, theirs, ranks, shape, rough=True)
         fit = Refine.of(mean, list(range(every.shape[1])), every, np.full(mean.bins, ROUGH**2))
         off = (fit.labels(list(tried.values()), start) - truth).abs().numpy()
         misses = np.concatenate(ranks.gather(off))

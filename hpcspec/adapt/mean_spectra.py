@@ -94,7 +94,7 @@ class MeanSpectra:
         wanted = self.bins if rough else 2 * self.bins
         for some in np.array_split(np.arange(wanted), max(1, wanted // AT_ONCE)):
             part, model = values[:, some].astype(np.float64), middle[some]
-            for _ in range(ROUNDS - rough):  # of pixels that are bad, or worse than others of a spectrum, with what was found before
+            for _ in range(ROUNDS - rough):  # of bad pixels, and ones worse than others, with what was found before
                 mixed = model + trust[:, some % self.bins] * (part - model)
                 (right,) = ranks.sum_tensors([torch.from_numpy(weighted.T @ mixed)])
                 coefficients[:, some] = torch.cholesky_solve(right, factor).numpy()

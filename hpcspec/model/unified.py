@@ -22,10 +22,12 @@ from hpcspec.config import Model
 from hpcspec.model.attention import AttentionPool, Block, Packing, segments
 from hpcspec.model.embeddings import EpochEmbedding, PatchEmbedding, ScalarEmbedding, TimeEmbedding, WavelengthEmbedding
 from hpcspec.stream.batch import Batch
+from hpcspec.stream.patches import LOG_ERROR
 from hpcspec.stream.vocabulary import KINDS, OBJECT, Vocabulary
 
 LOG_VARIANCE = (-12.0, 6.0)
 LARGEST = 10.0  # standard deviations of a scalar that is asked for
+HALVES_TEMPERATURE, NOISE = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Unified(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.pool = AttentionPool(d, config.heads, len(KINDS))
         self.project = nn.Linear(d, d)
+        self.project_half = nn.Linear(d, d)
         pairs = len(list(combinations(KINDS[1:], 2)))
         self.log_temperature = nn.Parameter(torch.full((pairs,), -2.65))  # 0.07
         self.query = nn.ModuleList(nn.Linear(d, d) for _ in KINDS[1:])
@@ -154,10 +157,11 @@ class Unified(nn.Module):
                  for head, of in zip((self.answer_scalar, self.answer_patch, self.answer_epoch), parts, strict=True)]  # fmt: skip
         return Answers(*((mean, log_variance.clamp(*LOG_VARIANCE)) for mean, log_variance in found))
 
-    def forward(self, batch: Batch, summary_share: float = 0.0, contrastive: float = 0.0,
-                reconstruction: float = 1.0) -> dict[str, torch.Tensor]:  # fmt: skip
+    def forward(self, batch: Batch, summary_share: float = 0.0, contrastive: float = 0.0, reconstruction: float = 1.0,
+                halves: float = 0.0) -> dict[str, torch.Tensor]:  # fmt: skip
         """The losses: of what is hidden (of everything, where nothing is), answered from what is seen and, a share of it, from
-        the summary alone; and of the agreement of kinds of measurement of the same object."""
+        the summary alone; of the agreement of kinds of measurement of the same object; and of that of what is seen of it and what
+        is hidden."""
         hides = bool(batch.hidden.any())
         seen = batch.take(~batch.hidden) if hides else batch
         asked = batch.take(batch.hidden if hides else batch.kind != OBJECT)
@@ -166,10 +170,13 @@ class Unified(nn.Module):
         losses = {}
         if reconstruction > 0:
             losses = self._likelihood(asked, encoded.tokens, encoded.packing, reconstruction)
+        summary = self.summary(encoded)
         if reconstruction * summary_share > 0:
             part = asked.take(torch.rand(len(asked.order), device=asked.order.device) < summary_share)
-            from_summary = self._likelihood(part, self.summary(encoded), Packing((1,) * len(batch)), reconstruction)
+            from_summary = self._likelihood(part, summary, Packing((1,) * len(batch)), reconstruction)
             losses["loss_summary"] = torch.stack(list(from_summary.values())).sum()
+        if halves > 0:
+            losses["loss_halves"] = halves * self._halves(summary, asked)
         if contrastive > 0:
             losses["loss_contrastive"] = contrastive * self._agreement(seen, tokens)
         losses["loss"] = torch.stack(list(losses.values())).sum()
@@ -190,6 +197,16 @@ class Unified(nn.Module):
             "scalars": likelihood(*found.scalars, value[:, None], error[:, None]),
         }
         return {f"loss_{kind}": weight * loss for kind, loss in losses.items()}
+
+    def _halves(self, summary_ND: torch.Tensor, hidden: Batch) -> torch.Tensor:
+        """Symmetric cross-entropy of which summaries of what is seen and of what is hidden belong to the same object: the two
+        have nothing in common but the object, neither noise nor pixels."""
+        other = hidden.take(hidden.kind != OBJECT)
+        there = torch.tensor(other.lengths, device=summary_ND.device) > 0
+        encoded = self._transform(self.embed(noisier(other)), Packing(tuple(n for n in other.lengths if n)))
+        pair = (standardised(x.float()) for x in (summary_ND[there], self.summary(encoded)))
+        a, b = (F.normalize(self.project_half(x.to(summary_ND.dtype)).float(), dim=-1) for x in pair)
+        return _same(a, b, HALVES_TEMPERATURE)
 
     def _agreement(self, batch: Batch, tokens_TD: torch.Tensor) -> torch.Tensor:
         """Symmetric cross-entropy of which summaries belong to the same object (Radford et al. 2021, arXiv 2103.00020), summed
@@ -212,10 +229,32 @@ class Unified(nn.Module):
             both = torch.nonzero(has[:, a] & has[:, b])[:, 0]
             if len(both) > 1:
                 x, y = (_rows_of(summary[kinds == k], objects[kinds == k], both, len(batch)) for k in (a, b))
-                logits = x @ y.T / self.log_temperature[pair].float().exp().clamp(min=0.01)
-                same = torch.arange(len(both), device=device)
-                total = total + 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
+                total = total + _same(x, y, self.log_temperature[pair].float().exp().clamp(min=0.01))
         return total
+
+
+def _same(x: torch.Tensor, y: torch.Tensor, temperature: torch.Tensor | float) -> torch.Tensor:
+    """Symmetric cross-entropy of which rows (n, D) of unit length of x and y belong together."""
+    logits, same = x @ y.T / temperature, torch.arange(len(x), device=x.device)
+    return 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) if len(x) > 1 else 0.0 * logits.sum()
+
+
+def standardised(vectors: torch.Tensor) -> torch.Tensor:
+    """(n, D) with mean 0 and variance 1 over the n: what all objects have in common would hide what they haven't."""
+    middle = vectors.mean(0, keepdim=True)
+    return (vectors - middle) / ((vectors - middle).square().mean(0, keepdim=True) + 1e-6).sqrt()
+
+
+def noisier(batch: Batch) -> Batch:
+    """The spectra with up to NOISE σ added, as much for all pixels of an object, so that none is known by its noise."""
+    spectra, owner = batch.spectra, batch.owners[1]
+    size = NOISE * torch.rand(len(batch), device=owner.device)[owner][:, None]
+    good = torch.isfinite(spectra.sigma)
+    added = size * torch.where(good, spectra.sigma, 0).clamp(max=10 ** LOG_ERROR[1]) * torch.randn_like(spectra.sigma)
+    flux, log_error, local = spectra.values.unbind(-1)
+    local = local + added / flux.abs().clamp(min=0.1)  # the flux is near its local level
+    log_error = log_error + torch.where(good, 0.5 * torch.log10(1 + size**2), 0)
+    return replace(batch, spectra=spectra._replace(values=torch.stack([flux + added, log_error, local], dim=-1)))
 
 
 def _rows_of(values: torch.Tensor, objects: torch.Tensor, wanted: torch.Tensor, count: int) -> torch.Tensor:

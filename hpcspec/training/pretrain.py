@@ -126,7 +126,7 @@ def _loop(config: Config, vocabulary: Vocabulary, engine: Any, batches: Generato
                 batch, stop = _agreed_next(batches, ranks, asked["stop"])
                 meter.add(wait=time.monotonic() - waited)
                 state = batch.state or {}
-                losses = engine(batch, training.summary_share, training.contrastive, training.reconstruction)
+                losses = engine(batch, training.summary_share, training.contrastive, training.reconstruction, training.halves)
                 if ranks.any(not torch.isfinite(losses["loss"]).item())[0]:
                     nonfinite += 1
                     log.warning("step %d: non-finite loss on some rank, batch skipped (%d so far)", step, nonfinite)

@@ -132,7 +132,7 @@ class Training(Section):
     """Of the objects with several spectra, bands or scalars, the share of which one whole of these is hidden instead."""
     summary_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the queries that must also be answered from the summary alone, which makes it a good embedding."""
-    halves: float = Field(default=0.1, ge=0)
+    halves: float = Field(default=0.3, ge=0)
     """Weight of the agreement of the summaries of what is seen of an object and of what is hidden, which makes repeat
     observations neighbours in the space of embeddings; 0 leaves it out."""
     contrastive: float = Field(default=0.1, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import InverseVariance
+from joblib import Parallel, delayed
 
 from hpcspec.evaluate.inputs import NotMeasured
 from hpcspec.surveys.observation import Arm, Observation
@@ -22,19 +24,24 @@ def write_resampled(objects: Iterable[Observation], folder: Path, step: float) -
     Raises NotMeasured if specutils is not installed.
     """
     try:
-        from specutils import Spectrum
+        import specutils  # noqa: F401
     except ImportError:
         raise NotMeasured('resampling needs specutils: pip install "hpcspec[generic]"') from None
     folder.mkdir(parents=True, exist_ok=True)
-    for number, one in enumerate(objects):
-        low, high = min(a.wavelength[0] for a in one.arms), max(a.wavelength[-1] for a in one.arms)
-        grid = step * np.arange(np.ceil(low / step), np.floor(high / step) + 1)
-        flux, ivar = (sum(x) for x in zip(*(_on(arm, grid) for arm in one.arms), strict=True))
-        flux = np.divide(flux, ivar, out=np.zeros_like(flux), where=ivar > 0)
-        header = fits.Header({"OBJID": one.object_id, "RA": one.ra, "DEC": one.dec, "VACUUM": True})
-        made = Spectrum(spectral_axis=grid * u.AA, flux=flux * u.adu, uncertainty=InverseVariance(ivar),
-                        mask=ivar == 0, meta={"header": header})  # fmt: skip
-        made.write(folder / f"{number:06d}.fits", format="tabular-fits", overwrite=True)
+    Parallel(os.cpu_count())(delayed(_write)(folder / f"{n:06d}.fits", one, step) for n, one in enumerate(objects))
+
+
+def _write(path: Path, one: Observation, step: float) -> None:
+    from specutils import Spectrum
+
+    low, high = min(a.wavelength[0] for a in one.arms), max(a.wavelength[-1] for a in one.arms)
+    grid = step * np.arange(np.ceil(low / step), np.floor(high / step) + 1)
+    flux, ivar = (sum(x) for x in zip(*(_on(arm, grid) for arm in one.arms), strict=True))
+    flux = np.divide(flux, ivar, out=np.zeros_like(flux), where=ivar > 0)
+    header = fits.Header({"OBJID": one.object_id, "RA": one.ra, "DEC": one.dec, "VACUUM": True})
+    made = Spectrum(spectral_axis=grid * u.AA, flux=flux * u.adu, uncertainty=InverseVariance(ivar),
+                    mask=ivar == 0, meta={"header": header})  # fmt: skip
+    made.write(path, format="tabular-fits", overwrite=True)
 
 
 def _on(arm: Arm, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from hpcspec.stream.vocabulary import KINDS, OBJECT, Vocabulary
 LOG_VARIANCE = (-12.0, 6.0)
 LARGEST = 10.0  # standard deviations of a scalar that is asked for
 HALVES_TEMPERATURE, NOISE = 0.1, 1.0
+FIRST_ANSWERS = 5e-3  # spread of an untrained model's answers about their middle
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class Unified(nn.Module):
         self.decoder = nn.ModuleList(Block(d, config.heads, config.dropout) for _ in range(config.decoder_layers))
         self.norm_decoder = nn.LayerNorm(d)
         self.answer_patch, self.answer_epoch, self.answer_scalar = (nn.Linear(d, 2 * n) for n in (vocabulary.patch, 1, 1))
+        for answer in (self.answer_patch, self.answer_epoch, self.answer_scalar):  # little noise of its own to unlearn
+            nn.init.normal_(answer.weight, std=FIRST_ANSWERS / d**0.5)
+            nn.init.zeros_(answer.bias)
+        with torch.no_grad():
+            self.answer_patch.bias[: vocabulary.patch] = 1.0  # the median of a spectrum
 
     def _run(self, block: nn.Module, *args: object) -> torch.Tensor:
         if self.activation_checkpointing and self.training:

@@ -30,7 +30,7 @@ class Effort:
     """How much a baseline may do: trees of the boosted ones, epochs of networks, threads."""
 
     trees: int = 300
-    epochs: int = 40
+    epochs: int = 15
     threads: int = 2
 
 
@@ -71,6 +71,7 @@ SPECTRA: dict[str, tuple[Inputs, Callable[[bool, int, Effort], Any]]] = {
     "svm-continuum": (lambda a, b, seed: _components(a.flattened()[0], b.flattened()[0], 60, seed), _vectors),
 }  # fmt: skip
 ONCE = frozenset({"ridge", "svm", "svm-continuum", "cannon", "xgboost"})  # another seed gives nearly the same, or takes minutes
+ALWAYS_ONCE = frozenset({"gru"})  # with fewer labels, too
 
 
 def fit_predict(kind: str, train: Pixels, labels: Mapping[str, np.ndarray], test: Pixels, seed: int,

@@ -15,7 +15,7 @@ from astropy.table import Table
 from hpcspec.catalog.schema import class_column
 from hpcspec.errors import UserError
 from hpcspec.evaluate import curves, metrics, plots
-from hpcspec.evaluate.baselines import ONCE, SPECTRA, fit_predict, forest, scalar_table
+from hpcspec.evaluate.baselines import ALWAYS_ONCE, ONCE, SPECTRA, fit_predict, forest, scalar_table
 from hpcspec.evaluate.inputs import NotMeasured, Pixels, Sample, pixels, subset
 from hpcspec.evaluate.model import column, rows_of
 from hpcspec.evaluate.report import Result
@@ -55,7 +55,8 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
 
         for method in said.baselines:
             for seed in work.seeds(said.seeds):
-                if method in ONCE and amount == 1 and not data.split and seed != said.seeds[0]:
+                once = method in ALWAYS_ONCE or (method in ONCE and amount == 1)
+                if once and not data.split and seed != said.seeds[0]:
                     continue
                 held = work.sample(said.data, said.folders[0], seed if data.split else 1)
                 part = subset(_labelled(work.sample(said.data, "train", seed if data.split else 1), said), amount, seed)

@@ -33,7 +33,7 @@ class Task:
 
     center, spread: standardise each parameter (median, 1.4826·MAD of the training labels); lowest, highest: the range of
     the training labels; applies: the classes each parameter was trained for (empty: all); error_floor, error_scale: added in
-    quadrature to each (standardised) error, then a factor on it, so that 68 % of the calibration objects lie within one;
+    quadrature to each (standardised) error, then a factor on it, so that they cover the calibration objects (`calibrated`);
     temperature: divisor of the class logits; anomaly_limit: 99.9 % of the training objects have a smaller anomaly score;
     separate_encoder: the head's encoder was trained further, so it is not the one that makes the embeddings; withheld: scalars
     that are labels too, which the head doesn't get to read; refine: the shape of the fit that refines the parameters, if there

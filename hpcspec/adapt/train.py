@@ -143,7 +143,7 @@ def _answers(adapted: Adapted, items: Mapping[int, Tokens], numbers: np.ndarray)
 
 
 def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, task: Task, numbers: np.ndarray) -> Task:
-    """Scale the errors so that 68 % of these objects lie within one, and the logits to the best likelihood."""
+    """Scale the errors to cover these objects, and the logits to the best likelihood."""
     if not len(numbers):
         return task
     answers, target = _answers(adapted, items, numbers), targets(labels, task, numbers)

@@ -120,7 +120,12 @@ class Training(Section):
     """Token budget of one micro-batch on one rank; as many whole objects as fit."""
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon orthogonalises the steps of the matrices of hidden layers, and learns as much in about half the steps."""
     lr: float = Field(default=6e-4, gt=0)
+    """Learning rate of AdamW."""
+    matrix_lr: float = Field(default=1e-2, gt=0)
+    """Learning rate of Muon."""
     warmup: int = Field(default=50, ge=0)
     """Steps of linear warm-up before the cosine."""
     weight_decay: float = Field(default=0.05, ge=0)

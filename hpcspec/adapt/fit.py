@@ -14,13 +14,13 @@ import torch
 from hpcspec.adapt.augment import augmented
 from hpcspec.adapt.heads import REDSHIFT, Adapted, Targets, head_loss, targets
 from hpcspec.adapt.labels import LabelSet
-from hpcspec.adapt.optimizers import Optimizers, averaged, hidden_matrices
+from hpcspec.adapt.optimizers import Optimizers, averaged
 from hpcspec.adapt.redshift import shift
 from hpcspec.adapt.relabel import Relabel
 from hpcspec.config import Adapt
 from hpcspec.model.attention import Packing
 from hpcspec.model.low_rank import add_low_rank, merge_low_rank
-from hpcspec.model.unified import Encoded
+from hpcspec.model.unified import Encoded, hidden_matrices
 from hpcspec.stream.batch import Batch, Tokens, collate
 from hpcspec.stream.batches import prefetch
 from hpcspec.training.ranks import Ranks

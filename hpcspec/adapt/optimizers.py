@@ -77,12 +77,6 @@ def one_cycle(done: float) -> float:
     return min(1.0, 20 * done) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def hidden_matrices(module: nn.Module, outputs: tuple[nn.Module, ...]) -> list[nn.Parameter]:
-    """The weights of all linear layers of a module but those of its outputs."""
-    layers = (m for m in module.modules() if isinstance(m, nn.Linear) and m not in outputs)
-    return [m.weight for m in layers if isinstance(m.weight, nn.Parameter)]
-
-
 def averaged(module: nn.Module, decay: float) -> AveragedModel:
     """The exponential running average of a module's weights, over fewer steps as long as there were few."""
 

@@ -95,11 +95,16 @@ class Unified(nn.Module):
         self.decoder = nn.ModuleList(Block(d, config.heads, config.dropout) for _ in range(config.decoder_layers))
         self.norm_decoder = nn.LayerNorm(d)
         self.answer_patch, self.answer_epoch, self.answer_scalar = (nn.Linear(d, 2 * n) for n in (vocabulary.patch, 1, 1))
-        for answer in (self.answer_patch, self.answer_epoch, self.answer_scalar):  # little noise of its own to unlearn
+        for answer in self.answers_by:  # little noise of its own to unlearn
             nn.init.normal_(answer.weight, std=FIRST_ANSWERS / d**0.5)
             nn.init.zeros_(answer.bias)
         with torch.no_grad():
             self.answer_patch.bias[: vocabulary.patch] = 1.0  # the median of a spectrum
+
+    @property
+    def answers_by(self) -> tuple[nn.Linear, ...]:
+        """Its last layers."""
+        return self.answer_patch, self.answer_epoch, self.answer_scalar
 
     def _run(self, block: nn.Module, *args: object) -> torch.Tensor:
         if self.activation_checkpointing and self.training:
@@ -279,6 +284,12 @@ def likelihood(mean: torch.Tensor, log_variance: torch.Tensor, target: torch.Ten
     z = (target - mean) / variance.sqrt()
     loss = F.huber_loss(z, torch.zeros_like(z), reduction="none", delta=10.0) + 0.5 * variance.log()
     return (loss * good).sum() / good.sum().clamp(min=1)
+
+
+def hidden_matrices(module: nn.Module, outputs: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """The weights of all linear layers of a module but those of its outputs."""
+    layers = (m for m in module.modules() if isinstance(m, nn.Linear) and m not in outputs)
+    return [m.weight for m in layers if isinstance(m.weight, nn.Parameter)]
 
 
 def set_standards(model: Unified, standards: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from hpcspec.atomic import read_json, write_json
 from hpcspec.config import Config, Training
 from hpcspec.errors import UserError
-from hpcspec.model.unified import Unified, set_standards
+from hpcspec.model.unified import Unified, hidden_matrices, set_standards
 from hpcspec.stream.standards import Standards
 from hpcspec.stream.vocabulary import Vocabulary
 from hpcspec.training.ranks import Ranks
@@ -25,6 +25,8 @@ COMPLETE = "complete.json"
 def deepspeed_config(training: Training) -> dict[str, Any]:
     """DeepSpeed's own configuration for these settings."""
     zero: dict[str, Any] = {"stage": training.zero.stage}
+    if training.optimizer == "muon" and training.zero.stage == 3:
+        zero["reduce_scatter"] = False  # it needs whole gradients
     if training.zero.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if training.zero.offload_parameters:
@@ -32,7 +34,8 @@ def deepspeed_config(training: Training) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,  # a micro-batch is a token budget, which DeepSpeed has no notion of
         "gradient_accumulation_steps": training.accumulation,
-        "gradient_clipping": training.clip,
+        # Muon's steps have a size of their own, which clipping would take for that of a gradient.
+        "gradient_clipping": training.clip if training.optimizer == "adamw" else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -53,6 +56,7 @@ def build(config: Config, vocabulary: Vocabulary, measured: Standards, ranks: Ra
     """DeepSpeed's engine around a freshly initialised model, the same on every rank."""
     if ranks.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")  # DeepSpeed would compile Muon, which needs a compiler
     # DeepSpeed calls torch by names that are going out of use, and every call would say so.
     warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+. is deprecated", FutureWarning)
     import deepspeed
@@ -63,16 +67,33 @@ def build(config: Config, vocabulary: Vocabulary, measured: Standards, ranks: Ra
     torch.manual_seed(config.seed)
     model = Unified(config.model, vocabulary, config.training.activation_checkpointing)
     set_standards(model, measured)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.training.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    fused = ranks.device.type == "cuda" and not config.training.zero.offload_optimizer
-    optimizer = torch.optim.AdamW(groups, lr=config.training.lr, betas=(0.9, 0.98), fused=fused)
+    optimizer = _optimizer(model, config.training, ranks)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(config.training, step))
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config.training)
     )
     return engine
+
+
+def _optimizer(model: Unified, training: Training, ranks: Ranks) -> torch.optim.Optimizer:
+    """AdamW, or DeepSpeed's Muon for the matrices of hidden layers and AdamW for the rest."""
+    fused = ranks.device.type == "cuda" and not training.zero.offload_optimizer
+    adam: dict[str, Any] = {"lr": training.lr, "betas": (0.9, 0.98)}
+    matrices = hidden_matrices(model, model.answers_by) if training.optimizer == "muon" else []
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": [p for p in rest if p.ndim > 1], "weight_decay": training.weight_decay},
+              {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0}]  # fmt: skip
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **adam, fused=fused)
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    for p in model.parameters():
+        p.use_muon = id(p) in chosen  # type: ignore[attr-defined]
+    of_muon = {"params": matrices, "use_muon": True, "lr": training.matrix_lr, "momentum": 0.95,
+               "weight_decay": training.weight_decay}  # fmt: skip
+    of_adam = [{**group, "use_muon": False, **adam, "eps": 1e-8} for group in groups]
+    return MuonWithAuxAdam([of_muon, *of_adam], torch.optim.AdamW, {"fused": fused})
 
 
 def save(engine: Any, folder: Path, step: int, content: dict[str, Any], ranks: Ranks, keep: int) -> None:

@@ -35,6 +35,8 @@ def case(name: str, stage: int | dict[str, Any] = 2, model: dict[str, Any] | Non
 
 CASES = [
     *(case(f"zero{stage}", stage) for stage in range(4)),
+    *(case(f"muon{stage}", stage, optimizer="muon") for stage in range(4)),
+    case("muon-offload", OFFLOAD, optimizer="muon"),
     case("bf16", 2, precision="bf16"),
     case("offload", OFFLOAD),
     case("accumulated", 2, accumulation=2),
@@ -46,6 +48,7 @@ CASES = [
     case("reseeded", 2) | {"checkpoints": "zero2"},
 ]
 CASES[-1]["config"]["seed"] = 2
+RESUMED = ("zero0", "zero1", "zero2", "muon0", "muon1", "muon2", "muon3", "muon-offload")
 
 
 def begin(folder: Path, cases: list[dict[str, Any]]) -> list[subprocess.Popen[str]]:
@@ -81,31 +84,39 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rank.kill()
     said = ranks[0].communicate()[0]
     assert [rank.wait() for rank in ranks] == [-9, -9], "it ended before it could be killed"
-    for stage in range(3):
-        shutil.copytree(folder / f"zero{stage}", folder / f"resumed{stage}")
-        shutil.rmtree(folder / f"resumed{stage}" / "checkpoints" / f"step{STEPS:08d}")
-    said += finish(begin(folder, [killed, *(case(f"resumed{stage}", stage) for stage in range(3))]))
+    for name in RESUMED:
+        shutil.copytree(folder / name, folder / f"resumed-{name}")
+        shutil.rmtree(folder / f"resumed-{name}" / "checkpoints" / f"step{STEPS:08d}")
+    again = [one | {"name": f"resumed-{one['name']}", "config": one["config"] | {"name": f"resumed-{one['name']}"}}
+             for one in CASES if one["name"] in RESUMED]  # fmt: skip
+    said += finish(begin(folder, [killed, *again]))
     (folder / "log.txt").write_text(said)
     return folder
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "offload"])
-def test_every_zero_stage_learns_the_same(trained: Path, name: str) -> None:
-    assert len(losses(trained / "zero0")) == STEPS
-    np.testing.assert_allclose(losses(trained / name), losses(trained / "zero0"), atol=1e-4)
-    weights, reference = (load_file(trained / n / "weights.safetensors") for n in (name, "zero0"))
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [*((name, "zero0") for name in ("zero1", "zero2", "zero3", "offload")),
+     *((name, "muon0") for name in ("muon1", "muon2", "muon3", "muon-offload"))],
+)  # fmt: skip
+def test_every_zero_stage_learns_the_same(trained: Path, name: str, of: str) -> None:
+    assert len(losses(trained / of)) == STEPS
+    np.testing.assert_allclose(losses(trained / name), losses(trained / of), atol=1e-4)
+    weights, reference = (load_file(trained / n / "weights.safetensors") for n in (name, of))
     assert weights.keys() == reference.keys()
     for key in reference:
-        np.testing.assert_allclose(weights[key], reference[key], atol=1e-3, err_msg=key)
+        # Less than half a step of Adam: a bias of attention's keys has no gradient but rounding, which Adam makes as large.
+        np.testing.assert_allclose(weights[key], reference[key], atol=2e-3, err_msg=key)
 
 
-def test_it_learns(trained: Path) -> None:
-    first, *_, last = losses(trained / "zero0")
+@pytest.mark.parametrize("name", ["zero0", "muon0"])
+def test_it_learns(trained: Path, name: str) -> None:
+    first, *_, last = losses(trained / name)
     assert last < first - 0.5
 
 
 def test_bfloat16_and_accumulation_learn_about_the_same(trained: Path) -> None:
-    np.testing.assert_allclose(losses(trained / "bf16"), losses(trained / "zero2"), atol=0.02)
+    np.testing.assert_allclose(losses(trained / "bf16"), losses(trained / "zero2"), rtol=0.02)
     accumulated = metrics(trained / "accumulated")
     assert accumulated[0]["loss"] == pytest.approx(losses(trained / "zero2")[0], rel=0.1)
     assert accumulated[-1]["loss"] < accumulated[0]["loss"] - 0.5
@@ -149,7 +160,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(trained: Path, name: s
     assert "new run folder" in error(trained / name)
 
 
-@pytest.mark.parametrize(("name", "undisturbed"), [("killed", "zero3"), *((f"resumed{s}", f"zero{s}") for s in range(3))])
+@pytest.mark.parametrize(("name", "undisturbed"), [("killed", "zero3"), *((f"resumed-{name}", name) for name in RESUMED)])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(trained: Path, name: str, undisturbed: str) -> None:
     going_on = re.findall(rf"{name}: .* going on at step (\d+) of {STEPS}", (trained / "log.txt").read_text())
     assert [0 < int(step) < STEPS for step in going_on] == [True]

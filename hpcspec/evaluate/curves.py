@@ -18,7 +18,7 @@ from hpcspec.evaluate.inputs import Sample
 from hpcspec.surveys.observation import Curve, Observation
 
 MOST_PER_DAY = 5.0  # cycles: the shortest period that is looked for is 0.2 d
-LONGEST = 300  # samples of a band that the network reads
+LONGEST = 100  # samples of a band that the network reads: in two bands the 200 of Rizhko & Bloom (2024)
 
 
 def _good(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ def gru(train: Sample, test: Sample, seed: int, effort: Effort, metadata: bool) 
     tables = _scalars(train.objects, test.objects, metadata)
     model = Gru(len(bands), tables[0].shape[1], len(names))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    size = 32
+    size = 64
     epochs = round(effort.epochs * max(1.0, (500 / len(train)) ** 0.5))
     steps = epochs * -(-len(train) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpcspec.adapt.labels import LabelSet
-from hpcspec.adapt.redshift import Redshift, estimate, redshift_loss
+from hpcspec.adapt.redshift import STARS, Redshift, estimate, redshift_loss
 from hpcspec.adapt.refine import Refine, combined
 from hpcspec.atomic import write_json
 from hpcspec.model.attention import AttentionPool
@@ -165,16 +165,18 @@ class Answers(NamedTuple):
 @dataclass(frozen=True)
 class Targets:
     """Labels of a batch in the head's terms: object_class (N,) int64, -1 unknown; value, error (N, parameters), NaN unknown;
-    z (N,), the redshift itself, NaN unknown."""
+    z (N,), the redshift itself, NaN unknown; moved (N,) bool: spectra that were moved so far that they don't teach classes."""
 
     object_class: torch.Tensor
     value: torch.Tensor
     error: torch.Tensor
     z: torch.Tensor
+    moved: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
         """The same on a device."""
-        return Targets(*(x.to(device) for x in (self.object_class, self.value, self.error, self.z)))
+        there = {name: x.to(device) for name, x in vars(self).items() if x is not None}
+        return Targets(**there)
 
 
 def targets(labels: LabelSet, task: Task, numbers: np.ndarray, shifts: np.ndarray | float = 0.0,
@@ -190,8 +192,9 @@ def targets(labels: LabelSet, task: Task, numbers: np.ndarray, shifts: np.ndarra
     if moves is not None:
         value = value + torch.tensor(moves / np.array(task.spread), dtype=torch.float32)
     z = labels.values.get(REDSHIFT, np.full(len(labels.object_class), np.nan))[numbers]
-    moved = torch.tensor(np.expm1(np.log1p(z) + shifts), dtype=torch.float32)
-    return Targets(classes, value, torch.tensor(np.array(errors).T.reshape(shape), dtype=torch.float32), moved)
+    z_there = torch.tensor(np.expm1(np.log1p(z) + shifts), dtype=torch.float32)
+    far = torch.from_numpy(np.abs(np.broadcast_to(shifts, len(numbers))) > STARS)
+    return Targets(classes, value, torch.tensor(np.array(errors).T.reshape(shape), dtype=torch.float32), z_there, far)
 
 
 def head_loss(output: Output, target: Targets, z: int | None = None) -> torch.Tensor:
@@ -199,8 +202,9 @@ def head_loss(output: Output, target: Targets, z: int | None = None) -> torch.Te
     as a distribution."""
     logits, mean, log_variance, distribution = output
     loss = 0.0 * mean.sum() + 0.0 * logits.sum()  # a gradient even where nothing is known
-    if logits.shape[1] > 1 and (target.object_class >= 0).any():
-        loss = loss + F.cross_entropy(logits, target.object_class, ignore_index=-1)
+    kind = target.object_class if target.moved is None else target.object_class.masked_fill(target.moved, -1)
+    if logits.shape[1] > 1 and (kind >= 0).any():
+        loss = loss + F.cross_entropy(logits, kind, ignore_index=-1)
     known = torch.isfinite(target.value)
     if distribution is not None:
         of_z = torch.isfinite(target.z)

@@ -25,6 +25,7 @@ BLUR = 0.0012  # σ in ln λ of the sharpest vote
 NEAR = 4  # bins around the most probable one, of which mean and variance are taken
 EXTRAGALACTIC = 0.003  # redshift beyond which an object may be anywhere; below it stars move by STARS at most
 FARTHEST, STARS = 0.3, 5e-4  # shifts of training spectra in ln λ
+STAY = 0.5  # share of the extragalactic ones that is moved as little as stars are
 
 
 class Redshift(nn.Module):
@@ -104,11 +105,15 @@ def estimate(logits_NB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shift(z: float, uniform: float) -> float:
-    """How far in ln λ a training spectrum of redshift z is moved, for a random number in [0, 1): an extragalactic one to a
-    redshift it could have, the others hardly; not at all where z is unknown (NaN)."""
+    """How far in ln λ a training spectrum of redshift z is moved, for a random number in [0, 1): an extragalactic one half of the
+    time to a redshift it could have, else and the others hardly; not at all where z is unknown (NaN).
+
+    Where its pixels are tells of a spectrum that was moved far that it is extragalactic: such ones teach redshifts, not classes.
+    """
     if z != z:
         return 0.0
-    if z < EXTRAGALACTIC:
+    far, uniform = uniform >= STAY, (uniform - STAY) / (1 - STAY) if uniform >= STAY else uniform / STAY
+    if z < EXTRAGALACTIC or not far:
         return STARS * (2 * uniform - 1)
     now = math.log1p(z)
     low, high = max(-FARTHEST, -now), min(FARTHEST, HIGHEST - 0.1 - now)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from hpcspec.adapt.redshift import FARTHEST, HIGHEST, STARS, STEP, Redshift, bins, estimate, redshift_loss, shift
+from hpcspec.adapt.heads import Output, head_loss, make_task, targets
+from hpcspec.adapt.labels import LabelSet
+from hpcspec.adapt.redshift import FARTHEST, HIGHEST, STARS, STAY, STEP, Redshift, bins, estimate, redshift_loss, shift
 from hpcspec.model.attention import Packing
 from hpcspec.model.unified import Encoded
 
@@ -68,12 +71,29 @@ def test_the_estimate_is_where_the_loss_is_lowest(z: float) -> None:
 
 
 def test_extragalactic_objects_move_far_and_stars_hardly() -> None:
-    for u in (0.0, 0.3, 0.999):
+    for u in (STAY, 0.7, 0.999):
         assert abs(shift(1e-4, u)) <= STARS and shift(float("nan"), u) == 0.0
         for z in (0.004, 0.1, 1.0, 3.0, 6.9):
             now, d = math.log1p(z), shift(z, u)
             assert abs(d) <= FARTHEST and 0 <= now + d + 1e-9 and (now + d < HIGHEST - 0.05 or d <= 0)
-    assert shift(0.1, 0.0) == pytest.approx(-math.log1p(0.1)) and shift(1.0, 1.0) == pytest.approx(FARTHEST)
+    assert shift(0.1, STAY) == pytest.approx(-math.log1p(0.1)) and shift(1.0, 1.0) == pytest.approx(FARTHEST)
+
+
+def test_a_share_of_them_stays_and_the_moved_ones_teach_no_class() -> None:
+    """Else whatever lies on the survey's own pixels would be a star."""
+    moves = np.array([shift(1.0, u) for u in np.linspace(0, 1, 1000, endpoint=False)])
+    assert np.mean(np.abs(moves) <= STARS) == pytest.approx(STAY, abs=0.01)
+    labels = LabelSet(np.array(["GALAXY", "STAR"] * 6), {"z": np.array([0.5, 0.0] * 6)}, {"z": np.zeros(12)})
+    numbers = np.arange(4)
+    shifts = np.array([0.2, 1e-4, -1e-4, -3e-4])
+    task = make_task(labels, np.arange(12))
+    found = targets(labels, task, numbers, shifts)
+    assert found.moved is not None and found.moved.tolist() == [True, False, False, False]
+    np.testing.assert_allclose(found.z, np.expm1(np.log1p(labels.values["z"][:4]) + shifts), atol=1e-6)
+    logits = torch.zeros(4, 2, requires_grad=True)
+    none = torch.zeros(4, 1)
+    head_loss(Output(logits, none, none), found).backward()
+    assert logits.grad is not None and (logits.grad[0] == 0).all() and (logits.grad[1:] != 0).all()
 
 
 def test_every_weight_learns(votes: Redshift, encoded: Encoded) -> None:

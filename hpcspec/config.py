@@ -121,7 +121,7 @@ class Training(Section):
     accumulation: int = Field(default=1, ge=1)
     """Micro-batches per optimizer step."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """Muon orthogonalises the steps of the matrices of hidden layers, and learns as much in about half the steps."""
+    """Muon orthogonalises the steps of the matrices of hidden layers, and learns more in as many steps."""
     lr: float = Field(default=6e-4, gt=0)
     """Learning rate of AdamW."""
     matrix_lr: float = Field(default=1e-2, gt=0)
@@ -130,7 +130,7 @@ class Training(Section):
     """Steps of linear warm-up before the cosine."""
     weight_decay: float = Field(default=0.05, ge=0)
     clip: float = Field(default=1.0, gt=0)
-    """Bound of the gradient norm."""
+    """Bound of the gradient norm, with AdamW."""
     mask: float | tuple[float, float] = 0.5
     """Share of each object's tokens that is hidden and asked for, or its least and most; 0 hides nothing and asks for all."""
     hide_whole: float = Field(default=0.2, ge=0, le=1)

@@ -27,7 +27,7 @@ from hpcspec.stream.vocabulary import KINDS, OBJECT, Vocabulary
 
 LOG_VARIANCE = (-12.0, 6.0)
 LARGEST = 10.0  # standard deviations of a scalar that is asked for
-HALVES_TEMPERATURE, NOISE = 0.1, 1.0
+HALVES_TEMPERATURE, NOISE = 0.1, 1.0  # of the agreement of halves, and the most that is added to a hidden spectrum, in σ
 FIRST_ANSWERS = 5e-3  # spread of an untrained model's answers about their middle
 
 
@@ -181,7 +181,7 @@ class Unified(nn.Module):
         losses = {}
         if reconstruction > 0:
             losses = self._likelihood(asked, encoded.tokens, encoded.packing, reconstruction)
-        summary = self.summary(encoded)
+        summary = self.summary(encoded) if reconstruction * summary_share > 0 or halves > 0 else encoded.tokens[:0]
         if reconstruction * summary_share > 0:
             part = asked.take(torch.rand(len(asked.order), device=asked.order.device) < summary_share)
             from_summary = self._likelihood(part, summary, Packing((1,) * len(batch)), reconstruction)

@@ -22,7 +22,7 @@ STEPS = 6
 MODEL = {"patch": 8, "width": 32, "layers": 1, "decoder_layers": 1, "heads": 2, "frequencies": 8}
 TRAINING = {"steps": STEPS, "warmup": 2, "lr": 5e-3, "tokens_per_batch": 96, "lanes": 4, "block": 4, "shuffle_blocks": 2,
             "save_every": 2, "log_every": 1}  # fmt: skip
-LOSSES = {f"loss_{of}" for of in ("spectra", "curves", "scalars", "summary", "contrastive")}
+LOSSES = {f"loss_{of}" for of in ("spectra", "curves", "scalars", "summary", "contrastive", "halves")}
 KEYS = LOSSES | {"step", "lr", "loss", "spectra_s", "tokens_s", "data_wait", "memory_mib", "seconds", "nonfinite"}
 OFFLOAD = {"stage": 3, "offload_optimizer": True, "offload_parameters": True}
 
@@ -105,8 +105,9 @@ def test_every_zero_stage_learns_the_same(trained: Path, name: str, of: str) -> 
     weights, reference = (load_file(trained / n / "weights.safetensors") for n in (name, of))
     assert weights.keys() == reference.keys()
     for key in reference:
-        # Less than half a step of Adam: a bias of attention's keys has no gradient but rounding, which Adam makes as large.
-        np.testing.assert_allclose(weights[key], reference[key], atol=2e-3, err_msg=key)
+        # A bias of attention's keys has no gradient but rounding, which Adam makes as large as any.
+        near = 2e-3 if key.endswith("key_value.bias") else 1e-3
+        np.testing.assert_allclose(weights[key], reference[key], atol=near, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["zero0", "muon0"])
@@ -116,7 +117,9 @@ def test_it_learns(trained: Path, name: str) -> None:
 
 
 def test_bfloat16_and_accumulation_learn_about_the_same(trained: Path) -> None:
-    np.testing.assert_allclose(losses(trained / "bf16"), losses(trained / "zero2"), rtol=0.02)
+    found, reference = losses(trained / "bf16"), losses(trained / "zero2")
+    np.testing.assert_allclose(found[:-1], reference[:-1], atol=0.02)
+    assert found[-1] == pytest.approx(reference[-1], abs=0.04)
     accumulated = metrics(trained / "accumulated")
     assert accumulated[0]["loss"] == pytest.approx(losses(trained / "zero2")[0], rel=0.1)
     assert accumulated[-1]["loss"] < accumulated[0]["loss"] - 0.5

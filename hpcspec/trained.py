@@ -273,8 +273,9 @@ class Trained:
             asked = Questions(name.repeat(n), where.repeat(n, 1), when.repeat(n), phases, torch.full((n * len(when),), band),
                               (owners[0], owners[1], owners[2]))  # fmt: skip
             with torch.inference_mode():
-                encoded = model.encode(batch.to(device))
-                yield order, batch, model.answer(asked.to(device), encoded.tokens, encoded.packing)
+                given = batch.to(device)
+                encoded = model.encode(given)
+                yield order, batch, model.answer(asked.to(device), encoded.tokens, encoded.packing, given)
 
     def _phases(self, batch: Batch, days: torch.Tensor) -> torch.Tensor:
         """(n·t,) phases of days (t,) at the period of each object, NaN where it isn't known."""

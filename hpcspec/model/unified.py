@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from hpcspec.config import Model
 from hpcspec.model.attention import AttentionPool, Block, Packing, segments
 from hpcspec.model.embeddings import EpochEmbedding, PatchEmbedding, ScalarEmbedding, TimeEmbedding, WavelengthEmbedding
+from hpcspec.model.first_guess import first_guess
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.patches import LOG_ERROR
 from hpcspec.stream.vocabulary import KINDS, OBJECT, Vocabulary
@@ -98,8 +99,6 @@ class Unified(nn.Module):
         for answer in self.answers_by:  # little noise of its own to unlearn
             nn.init.normal_(answer.weight, std=FIRST_ANSWERS / d**0.5)
             nn.init.zeros_(answer.bias)
-        with torch.no_grad():
-            self.answer_patch.bias[: vocabulary.patch] = 1.0  # the median of a spectrum
 
     @property
     def answers_by(self) -> tuple[nn.Linear, ...]:
@@ -151,8 +150,9 @@ class Unified(nn.Module):
         pooled = self.pool(encoded.tokens, encoded.packing, kinds.to(encoded.tokens.device))
         return F.normalize(self.project(pooled), dim=-1)
 
-    def answer(self, asked: Questions, context_KD: torch.Tensor, keys: Packing) -> Answers:
-        """What the decoder says to questions about objects, of which it is given the tokens `context_KD`."""
+    def answer(self, asked: Questions, context_KD: torch.Tensor, keys: Packing, given: Batch | None = None) -> Answers:
+        """What the decoder says to questions about objects, of which it is given the tokens `context_KD`; and, if these are of
+        measurements `given`, the level of their spectra, relative to which those of patches are."""
         of_scalars, of_patches, of_epochs = self.query
         x = torch.cat([of_scalars(self.embed_scalar.ask(asked.names)), of_patches(self.embed_wavelength(asked.coordinates)),
                        of_epochs(self.embed_time(asked.times, asked.phases, asked.band))])  # fmt: skip
@@ -166,6 +166,10 @@ class Unified(nn.Module):
         parts = x.split([len(o) for o in asked.owners])
         found = [head(of).float().chunk(2, dim=-1)
                  for head, of in zip((self.answer_scalar, self.answer_patch, self.answer_epoch), parts, strict=True)]  # fmt: skip
+        guess = first_guess(given, asked.coordinates, asked.owners[1], self.vocabulary.patch)
+        mean, log_variance = found[1]
+        size = guess.abs().clamp(min=0.1)
+        found[1] = guess + size * mean, log_variance + 2 * size.log()
         return Answers(*((mean, log_variance.clamp(*LOG_VARIANCE)) for mean, log_variance in found))
 
     def forward(self, batch: Batch, summary_share: float = 0.0, contrastive: float = 0.0, reconstruction: float = 1.0,
@@ -180,7 +184,7 @@ class Unified(nn.Module):
         encoded = self._transform(tokens, Packing(seen.lengths))
         losses = {}
         if reconstruction > 0:
-            losses = self._likelihood(asked, encoded.tokens, encoded.packing, reconstruction)
+            losses = self._likelihood(asked, encoded.tokens, encoded.packing, reconstruction, seen)
         summary = self.summary(encoded) if reconstruction * summary_share > 0 or halves > 0 else encoded.tokens[:0]
         if reconstruction * summary_share > 0:
             part = asked.take(torch.rand(len(asked.order), device=asked.order.device) < summary_share)
@@ -193,13 +197,15 @@ class Unified(nn.Module):
         losses["loss"] = torch.stack(list(losses.values())).sum()
         return losses
 
-    def _likelihood(self, asked: Batch, context_KD: torch.Tensor, keys: Packing, weight: float) -> dict[str, torch.Tensor]:
+    def _likelihood(self, asked: Batch, context_KD: torch.Tensor, keys: Packing, weight: float,
+                    given: Batch | None = None) -> dict[str, torch.Tensor]:  # fmt: skip
         curves, owners = asked.curves, asked.owners
         there = torch.isfinite(curves.sigma)
         rows, epochs = torch.nonzero(there, as_tuple=True)
         found = self.answer(
             Questions(asked.scalars.name, asked.spectra.coordinates, curves.times[rows, epochs], curves.phases[rows, epochs],
-                      curves.band[rows], (owners[0], owners[1], owners[2][rows])), context_KD, keys)  # fmt: skip
+                      curves.band[rows], (owners[0], owners[1], owners[2][rows])),
+            context_KD, keys, given)  # fmt: skip
         value, error = self.embed_scalar.standard(asked.scalars)
         value = value.clamp(-LARGEST, LARGEST)
         losses = {

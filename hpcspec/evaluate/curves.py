@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from astropy.timeseries import LombScargle
+from joblib import Parallel, delayed
 from scipy.stats import skew
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -48,12 +50,14 @@ def _statistics(curve: Curve) -> list[float]:
 
 def features(objects: Sequence[Observation], bands: Sequence[str]) -> np.ndarray:
     """Values (n, m) of the features of these bands, 16 each, and the colours between them; NaN where there is no light curve."""
-    rows = []
-    for one in objects:
-        curves = {c.band: c for c in one.curves}
-        by_band = [_statistics(curves[b]) if b in curves else [np.nan] * 16 for b in bands]
-        rows.append([*(x for band in by_band for x in band), *(a[-1] - b[-1] for a, b in itertools.pairwise(by_band))])
+    rows = Parallel(os.cpu_count())(delayed(_features)(one.curves, bands) for one in objects)
     return np.array(rows, np.float64).reshape(len(objects), -1)
+
+
+def _features(curves: Sequence[Curve], bands: Sequence[str]) -> list[float]:
+    of_band = {c.band: _statistics(c) for c in curves}
+    by_band = [of_band.get(b, [np.nan] * 16) for b in bands]
+    return [*(x for band in by_band for x in band), *(a[-1] - b[-1] for a, b in itertools.pairwise(by_band))]
 
 
 class Gru(nn.Module):

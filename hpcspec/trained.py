@@ -25,7 +25,7 @@ from hpcspec.stream.packing import layout, pack
 from hpcspec.stream.tokens import tokenize
 from hpcspec.stream.vocabulary import DERIVED, KINDS, OF_CURVE, OF_SPECTRUM, PERIOD, band_name
 from hpcspec.surveys import discover, read
-from hpcspec.surveys.grids import table_grid
+from hpcspec.surveys.grids import log_grid, table_grid
 from hpcspec.surveys.observation import BadObject, Observation, check, make_arm, make_curve
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,9 @@ class Trained:
     def generate(self, objects: Iterable[Observation], wavelengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Flux and error (n, w) of each object at these vacuum wavelengths (w,), Å, ascending and about evenly spaced over a
         patch of pixels: what the model expects, whatever the object's own grid. Both are in the unit of the object's own flux;
-        of an object without a spectrum, in units of the flux's median.
+        of an object without a spectrum, in units of the flux's median. It is best at the pixels of a survey's grid: the
+        model knows patches that begin at multiples of `model.patch` on it, here at the first wavelength, but for logarithmic
+        grids of 10⁻⁴ dex, on which it is known where they begin.
 
         Raises UserError for wavelengths that are none, and for an object that the model can't read.
         """
@@ -209,15 +211,20 @@ class Trained:
             raise UserError(f"the model was not trained on spectra; it reads {self._reads()}")
         if w.ndim != 1 or not len(w) or not np.isfinite(w).all() or w[0] <= 0 or (np.diff(w) <= 0).any():
             raise UserError("wavelengths are one ascending array of positive numbers, Å")
+        grid, first = log_grid(np.log10(w))
+        ahead = first % patch if grid.kind == "log10" else 0
+        count, w = len(w), grid.wavelength(first - ahead, len(w) + ahead) if ahead else w
         starts = np.arange(0, len(w), patch)
         low, high = w[starts], w[np.minimum(starts + patch, len(w)) - 1]
         size = np.minimum(starts + patch, len(w)) - starts
         step = np.where(size > 1, (high - low) / np.maximum(size - 1, 1), 1.0)
-        asked = torch.from_numpy(np.stack([(low + high) / 2, step], axis=1).astype(np.float32))
-        found = [np.zeros((2, 0, len(w)), np.float32)]
+        middle = (low + high) / 2 + step * (patch - size) / 2
+        asked = torch.from_numpy(np.stack([middle, step], axis=1).astype(np.float32))
+        found = [np.zeros((2, 0, count), np.float32)]
         for order, batch, answers in self._answers(objects, coordinates=asked):
             scale = self._own(batch, OF_SPECTRUM[0], 0.0)[order]
-            found.append(10.0 ** scale[:, None] * np.stack([x[order, : len(w)] for x in _apart(answers.spectra, len(batch))]))
+            both = [x[order, ahead : ahead + count] for x in _apart(answers.spectra, len(batch))]
+            found.append(10.0 ** scale[:, None] * np.stack(both))
         flux, error = np.concatenate(found, axis=1)
         return flux, error
 

@@ -92,6 +92,14 @@ def test_spectra_of_objects_without_one_are_in_units_of_their_median(trained: Tr
     assert 1e-20 < np.abs(other).max() < 1e-14 < np.abs(one).max()
 
 
+@pytest.mark.parametrize(("first", "count"), [(35803, 40), (35800, 40), (35811, 1)])
+def test_part_of_a_logarithmic_grid_is_answered_as_in_the_whole(trained: Trained, first: int, count: int) -> None:
+    pixels = np.arange(35784, 35880)
+    whole, part = (trained.generate(OBJECTS, 10.0 ** (1e-4 * p)) for p in (pixels, np.arange(first, first + count)))
+    for a, b in zip(whole, part, strict=True):
+        np.testing.assert_allclose(b, a[:, first - 35784 :][:, :count], rtol=1e-3)
+
+
 def test_a_light_curve_at_any_time_is_about_the_object_s_own_level(trained: Trained) -> None:
     days, ones = np.array([0.0, 3.5, 1000.0]), [*OBJECTS, star(11, 40, 30)]
     value, error = trained.generate_light_curve(ones, "V mag", days)

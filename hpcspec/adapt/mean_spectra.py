@@ -167,9 +167,9 @@ def level_of(spectra: Patches) -> np.ndarray:
 
 
 def there(spectra: Patches) -> np.ndarray:
-    """(t, P): pixels of a patch, good or bad; the last of an arm may have fewer than it has room for."""
+    """(t, P): pixels of a patch, good or bad; the first and the last of an arm may have fewer than they have room for."""
     used = np.isfinite(spectra.sigma) | (spectra.values[..., 0] != 0)
-    return np.flip(np.maximum.accumulate(np.flip(used, 1), 1), 1)
+    return np.maximum.accumulate(used, 1) & np.flip(np.maximum.accumulate(np.flip(used, 1), 1), 1)
 
 
 def log_wavelengths(spectra: Patches) -> np.ndarray:
@@ -179,6 +179,6 @@ def log_wavelengths(spectra: Patches) -> np.ndarray:
 
 def wavelengths(spectra: Patches) -> np.ndarray:
     """(t, P) Å, from the patches' mean wavelengths and steps."""
-    size = there(spectra).sum(1)
     middle, step = spectra.coordinates.astype(np.float64).T
-    return middle[:, None] + step[:, None] * (np.arange(spectra.sigma.shape[1]) - (size[:, None] - 1) / 2)
+    patch = spectra.sigma.shape[1]
+    return middle[:, None] + step[:, None] * (np.arange(patch) - (patch - 1) / 2)

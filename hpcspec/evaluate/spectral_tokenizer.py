@@ -112,16 +112,16 @@ def _each(expected: Callable[[Observation, np.ndarray], Modelled]) -> Expected:
 
 
 def _generated(model: Any) -> Expected:
-    """Arms of one grid whose patches begin at the same pixels are asked for together, from the first pixel of any to the last."""
+    """Arms of one grid are asked for together, from where the first patch of any begins to the last pixel."""
     patch = model.config.model.patch
 
     def expected(asked: Sequence[tuple[Observation, Arm]]) -> list[Modelled]:
         found: list[Modelled] = [(np.zeros(0), np.zeros(0))] * len(asked)
-        grids: dict[tuple[Any, int, int], list[int]] = {}
+        grids: dict[tuple[Any, int], list[int]] = {}
         for i, (_, arm) in enumerate(asked):
-            grids.setdefault((arm.grid, arm.first // APART, arm.first % patch), []).append(i)
-        for (grid, *_), members in grids.items():
-            first = min(asked[i][1].first for i in members)
+            grids.setdefault((arm.grid, arm.first // APART), []).append(i)
+        for (grid, _), members in grids.items():
+            first = min(asked[i][1].first for i in members) // patch * patch
             last = max(asked[i][1].first + len(asked[i][1].flux) for i in members)
             try:
                 flux, error = model.generate([asked[i][0] for i in members], grid.wavelength(first, last - first))

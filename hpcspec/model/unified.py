@@ -30,6 +30,7 @@ LOG_VARIANCE = (-12.0, 6.0)
 LARGEST = 10.0  # standard deviations of a scalar that is asked for
 HALVES_TEMPERATURE, NOISE = 0.1, 1.0  # of the agreement of halves, and the most that is added to a hidden spectrum, in σ
 FIRST_ANSWERS = 5e-3  # spread of an untrained model's answers about their middle
+FIRST_VARIANCE = -4.6  # ln of what is expected of the pixels' squared distances from their first guess: a tenth of the level
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Unified(nn.Module):
         for answer in self.answers_by:  # little noise of its own to unlearn
             nn.init.normal_(answer.weight, std=FIRST_ANSWERS / d**0.5)
             nn.init.zeros_(answer.bias)
+        with torch.no_grad():
+            self.answer_patch.bias[vocabulary.patch :] = FIRST_VARIANCE
 
     @property
     def answers_by(self) -> tuple[nn.Linear, ...]:

@@ -59,9 +59,8 @@ class DataIndex:
             with Shard(info) as shard:
                 objects = shard.read(0, len(info), (), samples=False)
                 scalars = of.scalars(objects.scalars, info.scalar_names)
-                counts.append(
-                    tokens_of(objects.segments, np.diff(objects.pixels), of.band(info.channels)[objects.channel], scalars, of)
-                )
+                bands = of.band(info.channels)[objects.channel]
+                counts.append(tokens_of(objects.segments, np.diff(objects.pixels), objects.first, bands, scalars, of))
         return np.concatenate(counts)
 
     def sky_fraction(self, seed: int) -> np.ndarray:

@@ -26,15 +26,17 @@ class Packed:
     """N objects of S segments and V samples, without padding.
 
     samples (2, V) f4 flux and ivar; segments (S+1,) i8 offsets into them; kind (S,) i8 (`LISTED` or one of the others) and
-    axis (S, 2) f8 (origin and step) say what the samples' coordinates are; listed (E,) f8 the coordinates of the segments that
-    list theirs, one after another; band (S,) i8 as `Vocabulary.band` gives it; owner (S,) i8 object of each segment; amplitude,
-    sn_median (N,) f4; scalars (N, measured, 2) f4 as in the vocabulary; numbers, epochs (N,); state: of the stream behind it.
+    axis (S, 2) f8 (origin and step) say what the samples' coordinates are, first (S,) i8 where on its grid a spectrum begins;
+    listed (E,) f8 the coordinates of the segments that list theirs, one after another; band (S,) i8 as `Vocabulary.band` gives it;
+    owner (S,) i8 object of each segment; amplitude, sn_median (N,) f4; scalars (N, measured, 2) f4 as in the vocabulary; numbers,
+    epochs (N,); state: of the stream behind it.
     """
 
     samples: torch.Tensor
     segments: torch.Tensor
     kind: torch.Tensor
     axis: torch.Tensor
+    first: torch.Tensor
     listed: torch.Tensor
     band: torch.Tensor
     owner: torch.Tensor
@@ -62,8 +64,8 @@ class Layout:
     """n objects of s segments without their samples: all that it takes to put them one after another.
 
     counts (n, 4) i8: number in the index, and how many tokens, samples and segments; levels (n, 2) f4: amplitude and sn_median;
-    table (s, 5) f8: length, kind, origin and step, and band of each segment, see `Packed`; scalars (n, measured, 2) f4; listed
-    (s,) objects: the coordinates (…,) f8 of each segment, empty but for those that list theirs, or (0,) if none does.
+    table (s, 6) f8: length, kind, origin and step, band and first of each segment, see `Packed`; scalars (n, measured, 2) f4;
+    listed (s,) objects: the coordinates (…,) f8 of each segment, empty but for those that list theirs, or (0,) if none does.
     """
 
     counts: np.ndarray
@@ -128,15 +130,17 @@ def layout(parts: Sequence[Objects], numbers: np.ndarray, vocabulary: Vocabulary
     samples = edges[ends[1:]] - edges[ends[:-1]]
     scalars = np.concatenate([vocabulary.scalars(of.scalars, of.scalar_names) for of in parts])
     levels = np.stack([np.concatenate([of.columns[name] for of in parts]) for name in ("amplitude", "sn_median")], axis=1)
-    table = np.empty((len(lengths), 5))
+    table = np.empty((len(lengths), 6))
     table[:, 0] = lengths
     axes = [of.axes for of in parts]
     known = np.cumsum([1, *(len(of) + 1 for of in axes)]).tolist()
     grids = np.concatenate([of.grid + k for of, k in zip(parts, known[:-1], strict=True)])
     table[:, 1:4] = np.concatenate([rows for of in axes for rows in (UNKNOWN, of)])[grids]
-    table[:, 2] += table[:, 3] * np.concatenate([of.first for of in parts])
+    table[:, 5] = np.concatenate([of.first for of in parts])
+    table[:, 2] += table[:, 3] * table[:, 5]
     table[:, 4] = np.concatenate([vocabulary.band(of.channels)[of.channel] for of in parts])
-    counts = np.stack([numbers, tokens_of(ends, lengths, table[:, 4], scalars, vocabulary), samples, segments], axis=1)
+    tokens = tokens_of(ends, lengths, table[:, 5].astype(np.int64), table[:, 4], scalars, vocabulary)
+    counts = np.stack([numbers, tokens, samples, segments], axis=1)
     listed = NO_LISTS
     if (table[:, 1] == LISTED).any():
         listed = np.empty(len(table), object)
@@ -160,7 +164,7 @@ def pack(layouts: Sequence[Layout], epochs: Sequence[int], samples: torch.Tensor
 
     owner = np.repeat(np.arange(len(counts)), counts[:, 3])
     return Packed(
-        samples, put(edges), put(table[:, 1].astype(np.int64)), put(table[:, 2:4].copy()),
+        samples, put(edges), put(table[:, 1].astype(np.int64)), put(table[:, 2:4].copy()), put(table[:, 5].astype(np.int64)),
         put(np.concatenate([NOTHING, *listed])), put(table[:, 4].astype(np.int64)), put(owner), put(levels[:, 0].copy()),
         put(levels[:, 1].copy()), put(scalars), counts[:, 0].copy(), np.repeat(epochs, [len(one) for one in layouts]), state,
     )  # fmt: skip

@@ -1,5 +1,8 @@
 """Spectra to patches: contiguous native pixels, nothing resampled, nothing removed.
 
+Patches begin at multiples of their size on the survey's grid, wherever a spectrum begins: the same pixel of the same patch is the
+same wavelength in all spectra of a grid, and a line that one of them has is found where it was in the others.
+
 Each pixel has three values: the flux over the spectrum's amplitude, log10 of its error over the same, and the flux over its
 local level (a running mean of the good pixels), which shows lines whatever the continuum. The amplitude goes in as a scalar.
 """
@@ -56,7 +59,8 @@ def cut(lengths: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def patches(packed: Packed, patch: int, scale: torch.Tensor) -> tuple[Patches, torch.Tensor]:
     """The patches of all spectra whose band says that they are read, over their object's scale (N,), and the segment (t,) of
-    each; a patch with fewer than a quarter of its pixels good is absent, unless all of its object are."""
+    each; a patch with fewer than a quarter of its pixels good is absent, unless all of its object are. Coordinates are those of
+    the whole patch, also where the spectrum begins or ends within it."""
     (flux, ivar), lengths, device = packed.samples, packed.segments.diff(), packed.segments.device
     read = packed.band == -1
     good = (ivar > 0) & torch.repeat_interleave(read, lengths)
@@ -71,18 +75,23 @@ def patches(packed: Packed, patch: int, scale: torch.Tensor) -> tuple[Patches, t
                             torch.where(good, local, 0.0)], dim=1)  # fmt: skip
     sigma = torch.where(good, s, torch.inf)
 
-    segment, first = cut(torch.where(read, lengths, 0), patch)
-    size = (lengths[segment] - first).clamp(max=patch)
-    inside = torch.arange(patch, device=device)
-    there = inside < size[:, None]
-    at = torch.where(there, (packed.segments[:-1][segment] + first)[:, None] + inside, 0)
+    before = packed.first % patch
+    segment, first = cut(torch.where(read & (lengths > 0), lengths + before, 0), patch)
+    first = first - before[segment]
+    place = first[:, None] + torch.arange(patch, device=device)
+    there = (place >= 0) & (place < lengths[segment][:, None])
+    at = torch.where(there, packed.segments[:-1][segment][:, None] + place, 0)
     valid = (good[at] & there).sum(1)
     keep, owner = valid >= patch / 4, packed.owner[segment]
     of_object = torch.zeros(len(packed), dtype=torch.long, device=device).index_add_(0, owner, keep.long())
     keep |= (of_object == 0)[owner] & (valid > 0)
-    segment, first, size, there, at = segment[keep], first[keep], size[keep], there[keep], at[keep]
-    low, high = coordinates_at(packed, segment, first), coordinates_at(packed, segment, first + size - 1)
-    step = torch.where(size > 1, (high - low) / (size - 1).clamp(min=1), 1.0)
+    segment, first, there, at = segment[keep], first[keep], there[keep], at[keep]
+    listed, last = packed.kind[segment] == LISTED, first + patch - 1
+    low = torch.where(listed, first.clamp(min=0), first)
+    high = torch.where(listed, torch.minimum(last, lengths[segment] - 1), last)
+    x_low, x_high = coordinates_at(packed, segment, low), coordinates_at(packed, segment, high)
+    step = torch.where(high > low, (x_high - x_low) / (high - low).clamp(min=1), 1.0)
+    middle = (x_low + x_high) / 2 + step * (first + last - low - high) / 2
     empty = torch.tensor([0.0, LOG_ERROR[1], 0.0], device=device)
     return Patches(torch.where(there[..., None], channels[at], empty), torch.where(there, sigma[at], torch.inf),
-                   torch.stack([(low + high) / 2, step], dim=1).float()), segment  # fmt: skip
+                   torch.stack([middle, step], dim=1).float()), segment  # fmt: skip

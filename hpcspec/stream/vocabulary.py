@@ -101,11 +101,13 @@ def vocabulary(shards: Iterable[ShardInfo], patch: int, epochs: int, inputs: tup
     return Vocabulary(patch, epochs, inputs, tuple(sorted(bands)), tuple(sorted(names - set(ignore))))
 
 
-def tokens_of(segments: np.ndarray, lengths: np.ndarray, bands: np.ndarray, scalars: np.ndarray, of: Vocabulary) -> np.ndarray:
-    """(n,) int64 at most this many tokens in each object: from offsets into its segments (n+1,), their lengths and bands (s,),
-    and its scalars (n, measured, 2)."""
+def tokens_of(segments: np.ndarray, lengths: np.ndarray, first: np.ndarray, bands: np.ndarray, scalars: np.ndarray,
+              of: Vocabulary) -> np.ndarray:  # fmt: skip
+    """(n,) int64 at most this many tokens in each object: from offsets into its segments (n+1,), their lengths, where on their
+    grids they begin, and their bands (s,), and its scalars (n, measured, 2)."""
     spectrum, curve = bands == -1, bands >= 0
     sizes = np.where(spectrum, of.patch, of.epochs)
+    lengths = lengths + np.where(spectrum & (lengths > 0), first % of.patch, 0)
     before = np.zeros((len(lengths) + 1, 2), np.int64)
     counts = np.where(spectrum | curve, (lengths + sizes - 1) // sizes, 0) + len(OF_CURVE) * curve
     np.cumsum(np.stack([counts, spectrum], axis=1), axis=0, out=before[1:])

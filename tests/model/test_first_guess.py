@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from hpcspec.model.first_guess import first_guess
-from hpcspec.model.unified import Questions
+from hpcspec.model.unified import FIRST_VARIANCE, Questions
 from hpcspec.stream.batch import Batch
 from hpcspec.surveys.grids import table_grid
 from hpcspec.surveys.observation import Observation, make_arm
@@ -98,6 +99,6 @@ def test_an_untrained_model_answers_it_with_errors_of_its_size() -> None:
     guess = first_guess(given, where, asked.owners[1], PATCH)
     assert guess.max() > 1.15 * guess.min()
     torch.testing.assert_close(mean, guess, rtol=0.03, atol=0)
-    torch.testing.assert_close((0.5 * log_variance).exp(), guess, rtol=0.03, atol=0)
+    torch.testing.assert_close(log_variance.exp(), guess.square() * math.exp(FIRST_VARIANCE), rtol=0.03, atol=0)
     mean, _ = model.answer(asked, encoded.tokens, encoded.packing).spectra
     torch.testing.assert_close(mean, torch.ones_like(mean), rtol=0.03, atol=0)

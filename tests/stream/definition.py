@@ -50,16 +50,22 @@ def patches(one: Observation, of: Vocabulary, scale: np.float32) -> Patches:
                             for v in (total, count))  # fmt: skip
         level = np.where(count > 0, total / np.maximum(count, 1), 0)
         sigma = np.where(good, 1 / np.sqrt(np.where(good, ivar, 1).astype(np.float64)) / scale, np.inf)
-        for a in range(0, len(x), patch):
+        for a in range(-(arm.first % patch), len(x), patch):
             values, errors = np.tile([0.0, LOG_ERROR[1], 0.0], (patch, 1)), np.full(patch, np.inf)
-            for k, i in enumerate(range(a, min(a + patch, len(x)))):
+            there = [(i - a, i) for i in range(a, a + patch) if 0 <= i < len(x)]
+            for k, i in there:
                 values[k, 0], errors[k] = (clipped[i], sigma[i]) if good[i] else (level[i], np.inf)
                 if good[i]:
                     values[k, 1] = np.clip(np.log10(sigma[i]), *LOG_ERROR)
                     values[k, 2] = np.clip((f[i] - level[i]) / max(abs(level[i]), 0.1), -LOCAL_LIMIT, LOCAL_LIMIT)
-            last = min(a + patch, len(x)) - 1
-            step = (x[last] - x[a]) / (last - a) if last > a else 1.0
-            rows.append((int(np.isfinite(errors).sum()), values, errors, ((x[a] + x[last]) / 2, step)))
+            if arm.grid.kind == "table":
+                (low, i), (high, j) = there[0], there[-1]
+                step = (x[j] - x[i]) / (j - i) if j > i else 1.0
+                middle = (x[i] + x[j]) / 2 + step * ((patch - 1) - (low + high)) / 2
+            else:
+                ends = arm.grid.at(arm.first + np.array([a, a + patch - 1]))
+                step, middle = (ends[1] - ends[0]) / max(patch - 1, 1) if patch > 1 else 1.0, ends.mean()
+            rows.append((int(np.isfinite(errors).sum()), values, errors, (middle, step)))
     kept = [r for r in rows if r[0] >= patch / 4] or [r for r in rows if r[0] > 0]
     return Patches(
         np.array([v for _, v, _, _ in kept]).reshape(-1, patch, CHANNELS),

@@ -43,7 +43,7 @@ def datamodel_page(survey: str, columns: Sequence[Column], dimension: int) -> st
     files = [
         (f"hpcspec-{survey}.fits", "The catalogue, one row per object, in the FITS binary table CATALOG"),
         (f"hpcspec-{survey}-embeddings.parquet", "The embedding of each object, the same rows in the same order"),
-        ("hats/", "The catalogue again, as HATS: Parquet by HEALPix pixel"),
+        ("hats/", "The catalogue again, as HATS: Parquet by HEALPix pixel; objects without a position are not in it"),
         ("quarantine.csv", "What could not be used, and why: file, object_id, reason"),
         ("provenance.json", "The model, the code and the inputs that made the release"),
         ("qa/index.html", "Plots and counts by which to judge the release"),

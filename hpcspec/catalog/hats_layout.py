@@ -28,7 +28,7 @@ def _range(order: int, pixel: int) -> tuple[int, int]:
 
 
 def partitions(healpix: np.ndarray, max_rows: int = MAX_ROWS) -> list[tuple[int, int, int]]:
-    """The pixels (order, pixel, rows) that hold all of the sorted order-29 indices (n,), in their order on the curve.
+    """The pixels (order, pixel, rows) that hold all of the sorted order-29 indices (n,) of a place, in their order on the curve.
 
     Each is the largest pixel with at most `max_rows` rows (but for rows of the very same index); empty ones are left out.
     """
@@ -80,6 +80,7 @@ class HatsCatalog:
         """Finish the last partition and write the files that describe the catalogue."""
         self._next()
         dataset = self._folder / "dataset"
+        dataset.mkdir(parents=True, exist_ok=True)
         pq.write_metadata(self._schema, dataset / "_common_metadata")
         pq.write_metadata(self._schema, dataset / "_metadata", metadata_collector=self._footers)
         listed = sorted(self._pixels, key=lambda p: (p[0], p[1]))
@@ -93,8 +94,8 @@ class HatsCatalog:
             "hats_col_dec": "dec",
             "hats_col_healpix": "_healpix_29",
             "hats_col_healpix_order": HEALPIX_ORDER,
-            "hats_order": max(order for order, _, _ in self._pixels),
-            "hats_max_rows": max(rows for *_, rows in self._pixels),
+            "hats_order": max((order for order, _, _ in self._pixels), default=0),
+            "hats_max_rows": max((rows for *_, rows in self._pixels), default=0),
             "hats_npix_suffix": ".parquet",
             "hats_version": "v1.0",
             "moc_sky_fraction": f"{area:.5f}",

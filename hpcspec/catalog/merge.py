@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from hpcspec.atomic import file_hash, read_json
@@ -25,7 +26,7 @@ from hpcspec.catalog.hats_layout import MAX_ROWS, HatsCatalog, partitions
 from hpcspec.catalog.ordering import Index, in_order, read_index
 from hpcspec.catalog.parts import open_part, provenance_of
 from hpcspec.catalog.qa import Quality
-from hpcspec.catalog.schema import EMBEDDING, Column, arrow_schema, embedding_columns, labels
+from hpcspec.catalog.schema import EMBEDDING, NOWHERE, Column, arrow_schema, embedding_columns, labels
 from hpcspec.errors import UserError
 
 STAGE = ".merge.tmp"
@@ -86,8 +87,9 @@ def merge(parts: Sequence[Path], out: Path, survey: str, columns: Sequence[Colum
                         "quarantined: ingest again")  # fmt: skip
     index = read_index(parts, expected_rows)
     classes, parameters = labels(columns)
-    facts = {**provenance, "survey": survey, "rows": expected_rows, "quarantined": len(quarantined), "classes": classes,
-             "parameters": parameters, "embedding_dimension": dimension}  # fmt: skip
+    facts = {**provenance, "survey": survey, "rows": expected_rows, "quarantined": len(quarantined),
+             "without_position": int(np.sum(index.healpix == NOWHERE)), "classes": classes, "parameters": parameters,
+             "embedding_dimension": dimension}  # fmt: skip
     stage = out / STAGE
     try:
         shutil.rmtree(stage, ignore_errors=True)
@@ -158,7 +160,7 @@ def _write_tables(parts: Sequence[Path], stage: Path, survey: str, columns: Sequ
                 if strange:
                     raise UserError(f"parts hold rows whose {name} is {strange[0]!r}, and not one of {sorted(known)}")
             table.add(rows)
-            hats.add(rows)
+            hats.add(rows.slice(int(np.sum(rows["_healpix_29"].to_numpy() == NOWHERE))))  # which come first
             writer.write_table(rows.select(embeddings.names).cast(embeddings))
             quality.add(rows)
     table.close()

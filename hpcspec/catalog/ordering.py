@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from hpcspec.catalog.parts import explained, open_part
+from hpcspec.catalog.schema import NOWHERE
 from hpcspec.errors import UserError
 
 BUCKET_BYTES = 32 << 20  # the merge holds several copies of one
@@ -68,7 +69,7 @@ def read_index(parts: Sequence[Path], rows: int) -> Index:
             hashes[at : at + len(ids)] = fingerprints(ids)
             at, longest = at + len(ids), max(longest, *map(len, ids)) if ids else longest
     healpix.sort()
-    if rows and not 0 <= healpix[0] <= healpix[-1] < 12 * 4**29:
+    if rows and not NOWHERE <= healpix[0] <= healpix[-1] < 12 * 4**29:
         raise UserError(f"_healpix_29 runs from {healpix[0]} to {healpix[-1]}, which is no nested HEALPix index of order 29")
     suspects = repeated(hashes)
     if len(suspects):

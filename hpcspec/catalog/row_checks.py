@@ -12,7 +12,7 @@ from astropy.coordinates import angular_separation
 from astropy_healpix import HEALPix
 
 from hpcspec.catalog.ordering import fingerprints, repeated
-from hpcspec.catalog.schema import MAY_LEAVE_RANGE, Column, class_column, labels
+from hpcspec.catalog.schema import MAY_LEAVE_RANGE, NOWHERE, Column, Flag, class_column, labels
 from hpcspec.shards.objects import healpix29
 
 SUM_TOLERANCE = 1e-3  # of probabilities stored as float32
@@ -39,9 +39,10 @@ def id_digest(pieces: Iterable[Sequence[str]]) -> str:
 
 
 def wrong_healpix(ra: np.ndarray, dec: np.ndarray, healpix: np.ndarray) -> np.ndarray:
-    """Where (n,) the index is not that of the position (degrees), up to rounding at a pixel's edge (1 mas)."""
+    """Where (n,) the index is not that of the position (degrees), up to rounding at a pixel's edge (1 mas); nor NOWHERE, where
+    there is none."""
     valid = np.isfinite(ra) & (np.abs(dec) <= 90) & (healpix >= 0) & (healpix < 12 * 4**29)
-    wrong = ~valid
+    wrong = ~valid & ~(np.isnan(ra) & np.isnan(dec) & (healpix == NOWHERE))
     wrong[valid] = healpix29(ra[valid], dec[valid]) != healpix[valid]
     near = np.flatnonzero(wrong & valid)
     if len(near):
@@ -82,6 +83,8 @@ def _faults(rows: Rows, columns: Sequence[Column]) -> Iterator[tuple[str, str, n
         yield "classes", "class_prob is not the probability of the class", ~(np.abs(picked - rows["class_prob"]) <= 1e-5)
     else:
         yield "classes", "there is a class, though none were adapted", (rows["class"] != "") | ~np.isnan(rows["class_prob"])
+    unsaid = (rows["_healpix_29"] == NOWHERE) != ((rows["flags"] & Flag.NO_POSITION) != 0)
+    yield "healpix", "flags don't say whether there is a position", unsaid
     yield "healpix", "_healpix_29 is not the pixel of ra and dec", wrong_healpix(rows["ra"], rows["dec"], rows["_healpix_29"])
 
 
@@ -93,7 +96,7 @@ def check_rows(pieces: Iterable[Rows], columns: Sequence[Column]) -> Iterator[tu
     names = ("not empty", "ranges", "errors", "classes", "healpix")
     broken: dict[str, dict[str, int]] = {name: defaultdict(int) for name in names}
     example: dict[str, str] = {}
-    total, hashes, ordered, last = 0, [], True, -1
+    total, hashes, ordered, last = 0, [], True, NOWHERE
     for rows in pieces:
         ids = rows["object_id"].tolist()
         for name, what, where in _faults(rows, columns):

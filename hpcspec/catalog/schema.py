@@ -1,6 +1,7 @@
 """The catalogue's columns and flags: the one source of the writer, the data model page and the validator.
 
-UCDs follow the IVOA's controlled vocabulary UCD1+; positions are ICRS; `_healpix_29` is nested, of order 29.
+UCDs follow the IVOA's controlled vocabulary UCD1+; positions are ICRS; `_healpix_29` is nested, of order 29, and NOWHERE of an
+object whose position nobody knows.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ _ARROW = {"U": pa.string(), "f4": pa.float32(), "f8": pa.float64(), "i4": pa.int
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
+NOWHERE = -1
+
+
 class Flag(IntFlag):
     """Bits of the column `flags`; `__doc__` of a member says in one line what it means."""
 
@@ -33,6 +37,7 @@ class Flag(IntFlag):
     EXTRAPOLATED_LABEL = 16, "At least one parameter lies outside the range of the labels it was learned from."
     NOT_APPLICABLE = 32, "At least one parameter has no meaning for this class of object and is NaN."
     APPROXIMATE_POSITION = 64, "The survey gives the centre of the field, not the position of the object."
+    NO_POSITION = 128, "The survey gives no position: ra and dec are NaN, and the object is not in hats/."
 
 
 RECOMMENDED_CUT = Flag.LOW_SN | Flag.FEW_PIXELS | Flag.OUT_OF_TRAINING_RANGE | Flag.CLASS_AMBIGUOUS | Flag.EXTRAPOLATED_LABEL
@@ -64,9 +69,10 @@ class Column:
 _POSITION = (
     Column("object_id", "U", "", "meta.id;meta.main", "Identifier of the object, as its survey writes it"),
     Column("survey", "U", "", "meta.dataset", "Survey that observed the object"),
-    Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "Right ascension, ICRS", (0.0, 360.0)),
-    Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "Declination, ICRS", (-90.0, 90.0)),
-    Column("_healpix_29", "i8", "", "pos.healpix", "HEALPix index of order 29, nested, of ra and dec", (0, 12 * 4**29 - 1)),
+    Column("ra", "f8", "deg", "pos.eq.ra;meta.main", "Right ascension, ICRS", (0.0, 360.0), nullable=True),
+    Column("dec", "f8", "deg", "pos.eq.dec;meta.main", "Declination, ICRS", (-90.0, 90.0), nullable=True),
+    Column("_healpix_29", "i8", "", "pos.healpix", "HEALPix index of order 29, nested, of ra and dec; -1 without them",
+           (NOWHERE, 12 * 4**29 - 1)),
 )
 EMBEDDING = Column("embedding", "f4", "", "stat.param", "The model's summary of the object: a vector of fixed length")
 _SN = Column("sn_median", "f4", "", "stat.snr;stat.median", "Median signal to noise per valid native pixel", (-1e3, 1e5))

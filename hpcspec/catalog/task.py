@@ -17,7 +17,7 @@ from hpcspec.adapt.heads import Adapted, Answers, Head, Task, physical, without
 from hpcspec.adapt.refine import Refine
 from hpcspec.atomic import file_hash
 from hpcspec.catalog.parts import open_part, provenance_of, write_part
-from hpcspec.catalog.schema import Column, Flag, class_column, columns
+from hpcspec.catalog.schema import NOWHERE, Column, Flag, class_column, columns
 from hpcspec.config import Catalog, Config
 from hpcspec.errors import UserError
 from hpcspec.model.unified import Encoded, Unified
@@ -107,7 +107,9 @@ def rows(
         out[ours] = index.column(theirs)[numbers]
     flags = np.zeros(n, np.int32)
     flags[out["sn_median"] < settings.low_sn] |= Flag.LOW_SN
-    flags[index.column("approximate")[numbers] != 0] |= Flag.APPROXIMATE_POSITION
+    nowhere = out["_healpix_29"] == NOWHERE
+    flags[nowhere] |= Flag.NO_POSITION
+    flags[(index.column("approximate")[numbers] != 0) & ~nowhere] |= Flag.APPROXIMATE_POSITION
     few = np.where(found["pixels"] > 0, found["pixels"] < settings.few_pixels,
                    (found["epochs"] > 0) & (found["epochs"] < settings.few_epochs))  # fmt: skip
     flags[few | (found["tokens"] == 0)] |= Flag.FEW_PIXELS

@@ -18,7 +18,7 @@ from hpcspec.atomic import file_hash
 from hpcspec.catalog.hats_layout import HEALPIX_ORDER, partition_path
 from hpcspec.catalog.merge import QUARANTINE_FIELDS, SUMS, published_names, release_files
 from hpcspec.catalog.row_checks import Faults, check_rows, id_digest
-from hpcspec.catalog.schema import Column, arrow_schema, columns, embedding_columns
+from hpcspec.catalog.schema import NOWHERE, Column, arrow_schema, columns, embedding_columns
 from hpcspec.errors import UserError
 
 CHUNK = 100_000
@@ -102,7 +102,8 @@ class _Release:
         return self.folder / f"hpcspec-{self.survey}-embeddings.parquet"
 
     def provenance(self) -> str:
-        missing = [k for k in ("rows", "quarantined", "embedding_dimension", "model_hash") if k not in self.facts]
+        wanted = ("rows", "quarantined", "without_position", "embedding_dimension", "model_hash")
+        missing = [k for k in wanted if k not in self.facts]
         Faults.unless(not missing, f"provenance.json lacks {', '.join(missing)}")
         Faults.unless(self.facts["survey"] == self.survey, f"is of survey {self.facts['survey']!r}, not {self.survey!r}")
         rows_in, rows, gone = self.facts.get("rows_in"), self.facts["rows"], self.facts["quarantined"]
@@ -182,9 +183,11 @@ class _Release:
         Faults.unless(not stray, f"partitions that partition_info.csv doesn't list: {', '.join(sorted(stray)[:5])}")
         merged = pq.read_metadata(root / "dataset/_metadata").num_rows
         seen_rows = {"the partitions": rows, "hats.properties": int(told["hats_nrows"]), "_metadata": merged}
-        wrong = [f"{n} in {where}" for where, n in seen_rows.items() if n != self.facts["rows"]]
-        Faults.unless(not wrong, f"{', '.join(wrong)}, and {self.facts['rows']} rows in provenance.json")
-        return f"{rows} rows in {len(listed)} partitions"
+        nowhere = self.facts["without_position"]
+        known = self.facts["rows"] - nowhere
+        wrong = [f"{n} in {where}" for where, n in seen_rows.items() if n != known]
+        Faults.unless(not wrong, f"{', '.join(wrong)}, and {known} rows with a position in provenance.json")
+        return f"{rows} rows in {len(listed)} partitions" + f", {nowhere} without a position" * bool(nowhere)
 
     def pixels(self) -> list[tuple[int, int]]:
         """The HATS partitions (order, pixel), in their order on the curve."""
@@ -194,10 +197,11 @@ class _Release:
 
     def same_objects(self) -> str:
         partitions = [self.folder / "hats/dataset" / partition_path(*p) for p in self.pixels()]
-        digests = {"fits": id_digest(rows["object_id"].tolist() for rows in self.fits_rows()),
-                   "embeddings": id_digest(_parquet_ids([self.embeddings_path])),
-                   "hats": id_digest(_parquet_ids(partitions))}  # fmt: skip
-        other = [name for name, digest in digests.items() if digest != digests["fits"]]
+        every = id_digest(rows["object_id"].tolist() for rows in self.fits_rows())
+        placed = id_digest(rows["object_id"][rows["_healpix_29"] != NOWHERE].tolist() for rows in self.fits_rows())
+        found = {"embeddings": id_digest(_parquet_ids([self.embeddings_path])) == every,
+                 "hats": id_digest(_parquet_ids(partitions)) == placed}  # fmt: skip
+        other = [name for name, same in found.items() if not same]
         Faults.unless(not other, f"{' and '.join(other)} hold other objects, or another order, than fits")
         return "fits, embeddings and hats hold the same objects in the same order"
 

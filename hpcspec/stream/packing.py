@@ -27,7 +27,7 @@ class Packed:
 
     samples (2, V) f4 flux and ivar; segments (S+1,) i8 offsets into them; kind (S,) i8 (`LISTED` or one of the others) and
     axis (S, 2) f8 (origin and step) say what the samples' coordinates are, first (S,) i8 where on its grid a spectrum begins;
-    listed (E,) f8 the coordinates of the segments that list theirs, one after another; band (S,) i8 as `Vocabulary.band` gives it;
+    listed (E,) f8 the coordinates of the segments that list theirs, one after another; band (S,) i8, see `Vocabulary.band`;
     owner (S,) i8 object of each segment; amplitude, sn_median (N,) f4; scalars (N, measured, 2) f4 as in the vocabulary; numbers,
     epochs (N,); state: of the stream behind it.
     """

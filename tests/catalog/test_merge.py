@@ -15,7 +15,7 @@ from astropy.table import Table
 
 from hpcspec.catalog import hats_layout, merge, ordering
 from hpcspec.catalog.parts import write_part
-from hpcspec.catalog.schema import EMBEDDING, columns
+from hpcspec.catalog.schema import EMBEDDING, Flag, columns
 from hpcspec.catalog.validate import validate
 from hpcspec.errors import UserError
 from hpcspec.shards.objects import healpix29
@@ -69,7 +69,7 @@ def test_other_files(release: Path) -> None:
         assert list(csv.reader(file)) == [["file", "object_id", "reason"], ["a.fits", "", "empty file"],
                                           *2 * [["b.fits", "x9", 'every flux is "NaN", or 0']]]  # fmt: skip
     facts = json.loads((release / "provenance.json").read_text())
-    assert facts == {**PROVENANCE, "survey": "apogee", "rows_in": ROWS + 3, "rows": ROWS, "quarantined": 3,
+    assert facts == {**PROVENANCE, "survey": "apogee", "rows_in": ROWS + 3, "rows": ROWS, "quarantined": 3, "without_position": 0,
                      "classes": ["STAR", "GALAXY", "QSO"], "parameters": list(PARAMETERS), "embedding_dimension": 8}  # fmt: skip
     page = (release / "qa/index.html").read_text()
     assert page.count('src="data:image/png;base64,') == 3 and not re.findall(r'(?:src|href)="(?!data:)', page)
@@ -155,7 +155,7 @@ BAD_PARTS = {
     "class is 'star'": lambda cut, folder: cut(folder, **{"class": np.full(ROWS, "star")}),
     "extra is unknown": lambda cut, folder: cut(folder, extra=np.zeros(ROWS)),
     "'2Mé' is empty or not ASCII": lambda cut, folder: cut(folder, object_id=np.full(ROWS, "2Mé")),
-    "no nested HEALPix index": lambda cut, folder: cut(folder, _healpix_29=np.full(ROWS, -1)),
+    "no nested HEALPix index": lambda cut, folder: cut(folder, _healpix_29=np.full(ROWS, -2)),
 }
 
 
@@ -229,6 +229,29 @@ def test_hats_reads_and_validates_it(cut, tmp_path: Path, small_buffers: None, e
     catalog = hats.read_hats(tmp_path / "hats")
     assert catalog.catalog_info.total_rows == ROWS and catalog.schema.names == [c.name for c in COLUMNS]
     assert len(catalog.get_healpix_pixels()) == len(list((tmp_path / "hats").rglob("*.parquet"))) > 12
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_objects_without_a_position_are_in_the_table_but_not_in_hats(cut, rows, tmp_path: Path, small_buffers: None,
+                                                                     share: float) -> None:  # fmt: skip
+    lost = np.random.default_rng(1).random(ROWS) < share
+    changed = {name: np.where(lost, value, rows[name]) for name, value in
+               (("ra", np.nan), ("dec", np.nan), ("_healpix_29", np.int64(-1)))}  # fmt: skip
+    flags = np.where(lost, rows["flags"] | Flag.NO_POSITION, rows["flags"]).astype(np.int32)
+    publish(cut(tmp_path / "parts", **changed, flags=flags), tmp_path)
+    assert [c for c in validate(tmp_path) if not c.ok] == []
+    table = Table.read(tmp_path / "hpcspec-apogee.fits", character_as_bytes=False)
+    assert table["object_id"].tolist()[: lost.sum()] == sorted(rows["object_id"][lost].tolist()) and len(table) == ROWS
+    ra = np.ma.filled(table["ra"], np.nan)
+    assert np.isnan(ra[: lost.sum()]).all() and (table["_healpix_29"][: lost.sum()] == -1).all()
+    embeddings = pq.read_table(tmp_path / "hpcspec-apogee-embeddings.parquet")
+    assert embeddings["object_id"].to_pylist() == table["object_id"].tolist()
+    if share < 1:
+        hats = pytest.importorskip("hats", reason="the hats package is not installed")
+        assert hats.read_hats(tmp_path / "hats").catalog_info.total_rows == ROWS - lost.sum()
+    else:
+        assert not list((tmp_path / "hats").rglob("Npix*"))
+        assert "hats_nrows=0" in (tmp_path / "hats/hats.properties").read_text().splitlines()
 
 
 def test_pandas_reads_it(release: Path, expected) -> None:

@@ -23,8 +23,8 @@ def test_columns_in_order() -> None:
 
 
 def test_only_what_may_be_absent_is_nullable() -> None:
-    assert [c.name for c in columns(("A", "B"), ("teff",)) if c.nullable] == ["teff", "teff_err"]
-    assert [c.name for c in columns((), ()) if c.nullable] == ["class_prob"]
+    assert [c.name for c in columns(("A", "B"), ("teff",)) if c.nullable] == ["ra", "dec", "teff", "teff_err"]
+    assert [c.name for c in columns((), ()) if c.nullable] == ["ra", "dec", "class_prob"]
 
 
 def test_labels_come_back() -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpcspec.catalog.merge import merge
+from hpcspec.catalog.parts import write_part
 from hpcspec.catalog.schema import Flag
 from hpcspec.catalog.task import Predictor, plan, rows
+from hpcspec.catalog.validate import validate
 from hpcspec.config import Catalog
 from hpcspec.stream.batches import ordered_batches
 from hpcspec.stream.index import DataIndex, open_index
@@ -70,6 +73,18 @@ def test_nothing_in_a_catalogue_is_nan_but_what_doesn_t_apply_and_the_batches_do
             np.testing.assert_allclose(single[name], column, rtol=1e-3, atol=1e-4, err_msg=name)
         elif name != "flags":
             np.testing.assert_array_equal(single[name], column, err_msg=name)
+
+
+def test_light_curves_without_a_position_are_published(predictor: Predictor, tmp_path: Path) -> None:
+    ones = [spectrum(n, (), curves=(curve(n, 30),), **({"ra": np.nan, "dec": np.nan} if n % 2 else {})) for n in range(6)]
+    index = open_index([shard(tmp_path / "asas-0.h5", ones, survey="asas")])
+    found = catalogued(predictor, index)
+    lost = np.array([n % 2 for n in range(6)], bool)
+    np.testing.assert_array_equal((found["flags"] & Flag.NO_POSITION) != 0, lost)
+    assert (found["_healpix_29"][lost] == -1).all() and (found["_healpix_29"][~lost] >= 0).all()
+    write_part(tmp_path / "parts/part-00000.parquet", found, {"model_hash": predictor.hash})
+    merge([tmp_path / "parts/part-00000.parquet"], tmp_path / "out", "asas", predictor.columns, {"model_hash": predictor.hash}, 6)
+    assert [c for c in validate(tmp_path / "out") if not c.ok] == []
 
 
 def test_pieces_hold_all_objects_whatever_their_kinds(predictor: Predictor, index: DataIndex) -> None:

@@ -32,8 +32,8 @@ class Task:
     """What a head predicts, and the numbers that turn its outputs into the catalogue's.
 
     center, spread: standardise each parameter (median, 1.4826·MAD of the training labels); lowest, highest: the range of
-    the training labels; applies: the classes each parameter was trained for (empty: all); error_floor, error_scale: added in
-    quadrature to each (standardised) error, then a factor on it, so that they cover the calibration objects (`calibrated`);
+    the training labels; applies: the classes each parameter was trained for (empty: all); error_power, error_scale: of each
+    (standardised) error, then a factor on it, so that they cover the calibration objects (`calibrated`);
     temperature: divisor of the class logits; anomaly_limit: 99.9 % of the training objects have a smaller anomaly score;
     separate_encoder: the head's encoder was trained further, so it is not the one that makes the embeddings; withheld: scalars
     that are labels too, which the head doesn't get to read; refine: the shape of the fit that refines the parameters, if there
@@ -48,7 +48,7 @@ class Task:
     highest: tuple[float, ...]
     applies: tuple[tuple[str, ...], ...]
     error_scale: tuple[float, ...] = ()
-    error_floor: tuple[float, ...] = ()
+    error_power: tuple[float, ...] = ()
     temperature: float = 1.0
     anomaly_limit: float = float("inf")
     separate_encoder: bool = False
@@ -223,7 +223,7 @@ def head_loss(output: Output, target: Targets, z: int | None = None) -> torch.Te
 def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values and errors (n, parameters) in the labels' units from a head's standardised outputs."""
     spread = np.array(task.spread)
-    error = np.hypot(np.exp(0.5 * log_variance), np.array(task.error_floor))
+    error = np.exp(0.5 * log_variance * np.array(task.error_power))
     return mean * spread + np.array(task.center), error * np.array(task.error_scale) * spread
 
 

@@ -180,7 +180,7 @@ class Refine(nn.Module):
 def combined(mean: np.ndarray, log_variance: np.ndarray, fitted: np.ndarray, fitted_log_variance: np.ndarray,
              scales: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Mean and log variance (n, P) of a head's and a fit's answers, by their errors, each as calibrated (`scales_of`)."""
-    weights = [1 / (np.array(scales[key]["scale"]) ** 2 * (np.exp(of) + np.array(scales[key]["floor"]) ** 2))
+    weights = [1 / (np.array(scales[key]["scale"]) ** 2 * np.exp(of * np.array(scales[key]["power"])))
                for key, of in (("head", log_variance), ("fit", fitted_log_variance))]  # fmt: skip
     weights[1] = np.where(fitted_log_variance < LOG_VARIANCE[1], weights[1], 0.0)
     total = weights[0] + weights[1]
@@ -188,11 +188,11 @@ def combined(mean: np.ndarray, log_variance: np.ndarray, fitted: np.ndarray, fit
 
 
 def scales_of(residuals: Mapping[str, np.ndarray], log_variances: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[float]]]:
-    """Scales and floors of the errors of "head" and "fit" for each parameter, from residuals (n, P), NaN where unknown."""
+    """Scales and powers of the errors of "head" and "fit" for each parameter, from residuals (n, P), NaN where unknown."""
     out: dict[str, dict[str, list[float]]] = {}
     for key, residual in residuals.items():
         error = np.exp(0.5 * log_variances[key])
         known = np.isfinite(residual) & (log_variances[key] < LOG_VARIANCE[1])
         pairs = [calibrated(r[k], e[k]) for r, e, k in zip(residual.T, error.T, known.T, strict=True)]
-        out[key] = {"scale": [scale for scale, _ in pairs], "floor": [floor for _, floor in pairs]}
+        out[key] = {"scale": [scale for scale, _ in pairs], "power": [power for _, power in pairs]}
     return out

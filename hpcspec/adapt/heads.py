@@ -96,7 +96,7 @@ def make_task(labels: LabelSet, train: np.ndarray) -> Task:
         applies.append(tuple(c for c in classes if share[c] >= 0.02))
     center, spread, lowest, highest = (tuple(of[k] for of in stats) for k in range(4))
     return Task(classes, parameters, center, spread, lowest, highest, tuple(applies), (1.0,) * len(parameters),
-                (0.0,) * len(parameters))  # fmt: skip
+                (1.0,) * len(parameters))  # fmt: skip
 
 
 class Output(NamedTuple):

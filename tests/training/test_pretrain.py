@@ -37,7 +37,8 @@ CASES = [
     *(case(f"zero{stage}", stage) for stage in range(4)),
     *(case(f"muon{stage}", stage, optimizer="muon") for stage in range(4)),
     case("muon-offload", OFFLOAD, optimizer="muon"),
-    case("bf16", 2, precision="bf16"),
+    case("gentle", 2, lr=1e-3),  # a few steps of the others' rate make much of a rounding error
+    case("bf16", 2, lr=1e-3, precision="bf16"),
     case("offload", OFFLOAD),
     case("accumulated", 2, accumulation=2),
     case("poisoned2", 2) | {"poison": 2},
@@ -117,7 +118,7 @@ def test_it_learns(trained: Path, name: str) -> None:
 
 
 def test_bfloat16_and_accumulation_learn_about_the_same(trained: Path) -> None:
-    found, reference = losses(trained / "bf16"), losses(trained / "zero2")
+    found, reference = losses(trained / "bf16"), losses(trained / "gentle")
     np.testing.assert_allclose(found[:-1], reference[:-1], atol=0.02)
     assert found[-1] == pytest.approx(reference[-1], abs=0.04)
     accumulated = metrics(trained / "accumulated")

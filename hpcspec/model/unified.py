@@ -100,8 +100,6 @@ class Unified(nn.Module):
         for answer in self.answers_by:  # little noise of its own to unlearn
             nn.init.normal_(answer.weight, std=FIRST_ANSWERS / d**0.5)
             nn.init.zeros_(answer.bias)
-        with torch.no_grad():
-            self.answer_patch.bias[vocabulary.patch :] = FIRST_VARIANCE
 
     @property
     def answers_by(self) -> tuple[nn.Linear, ...]:
@@ -172,7 +170,7 @@ class Unified(nn.Module):
         guess = first_guess(given, asked.coordinates, asked.owners[1], self.vocabulary.patch)
         mean, log_variance = found[1]
         size = guess.abs().clamp(min=0.1)
-        found[1] = guess + size * mean, log_variance + 2 * size.log()
+        found[1] = guess + size * mean, FIRST_VARIANCE + log_variance + 2 * size.log()
         return Answers(*((mean, log_variance.clamp(*LOG_VARIANCE)) for mean, log_variance in found))
 
     def forward(self, batch: Batch, summary_share: float = 0.0, contrastive: float = 0.0, reconstruction: float = 1.0,

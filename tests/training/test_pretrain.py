@@ -37,8 +37,7 @@ CASES = [
     *(case(f"zero{stage}", stage) for stage in range(4)),
     *(case(f"muon{stage}", stage, optimizer="muon") for stage in range(4)),
     case("muon-offload", OFFLOAD, optimizer="muon"),
-    case("gentle", 2, lr=1e-3),  # a few steps of the others' rate make much of a rounding error
-    case("bf16", 2, lr=1e-3, precision="bf16"),
+    case("bf16", 2, precision="bf16"),
     case("offload", OFFLOAD),
     case("accumulated", 2, accumulation=2),
     case("poisoned2", 2) | {"poison": 2},
@@ -118,11 +117,11 @@ def test_it_learns(trained: Path, name: str) -> None:
 
 
 def test_bfloat16_and_accumulation_learn_about_the_same(trained: Path) -> None:
-    found, reference = losses(trained / "bf16"), losses(trained / "gentle")
-    np.testing.assert_allclose(found[:-1], reference[:-1], atol=0.02)
-    assert found[-1] == pytest.approx(reference[-1], abs=0.04)
+    found, reference = losses(trained / "bf16"), losses(trained / "zero2")
+    np.testing.assert_allclose(found, reference, atol=0.04)  # a step's loss is as rough as the rounded weights
+    assert np.mean(found) == pytest.approx(np.mean(reference), abs=0.01)
     accumulated = metrics(trained / "accumulated")
-    assert accumulated[0]["loss"] == pytest.approx(losses(trained / "zero2")[0], rel=0.1)
+    assert accumulated[0]["loss"] == pytest.approx(np.mean(losses(trained / "zero2")[:2]), rel=0.1)  # of the same two batches
     assert accumulated[-1]["loss"] < accumulated[0]["loss"] - 0.5
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import t as student
 
 # Errors, the share of the residuals that should lie within them, and how far from it the share may be.
 WITHIN = ((1.0, 0.6827, 0.03), (1.96, 0.95, 0.02))
@@ -31,5 +30,7 @@ def calibrated(residual: np.ndarray, error: np.ndarray) -> tuple[float, float]:
 
 def _likelihood(residual: np.ndarray, error: np.ndarray) -> float:
     """ln L with errors in these proportions, at the best of all scales."""
+    from scipy.stats import t as student  # a slow import, which only adaptation needs
+
     scales = max(float(np.median(np.abs(residual) / error)), 1e-12) * np.geomspace(0.4, 4, 47)
     return float(student.logpdf(residual, HEAVY, scale=scales[:, None] * error).sum(1).max())

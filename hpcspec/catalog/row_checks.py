@@ -30,12 +30,20 @@ class Faults(Exception):
             raise cls(detail)
 
 
-def id_digest(pieces: Iterable[Sequence[str]]) -> str:
+class IdDigest:
     """A digest of identifiers in their order, however they are cut into pieces."""
-    digest = hashlib.sha256()
-    for ids in pieces:
-        digest.update("".join(f"{i}\n" for i in ids).encode())
-    return digest.hexdigest()
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, ids: Sequence[str]) -> None:
+        """The next ones."""
+        self._digest.update("".join(f"{i}\n" for i in ids).encode())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IdDigest) and self._digest.digest() == other._digest.digest()
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def wrong_healpix(ra: np.ndarray, dec: np.ndarray, healpix: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from astropy.io import fits
 from hpcspec.atomic import file_hash
 from hpcspec.catalog.hats_layout import HEALPIX_ORDER, partition_path
 from hpcspec.catalog.merge import QUARANTINE_FIELDS, SUMS, published_names, release_files
-from hpcspec.catalog.row_checks import Faults, check_rows, id_digest
+from hpcspec.catalog.row_checks import Faults, IdDigest, check_rows
 from hpcspec.catalog.schema import NOWHERE, Column, arrow_schema, columns, embedding_columns
 from hpcspec.errors import UserError
 
@@ -197,10 +197,11 @@ class _Release:
 
     def same_objects(self) -> str:
         partitions = [self.folder / "hats/dataset" / partition_path(*p) for p in self.pixels()]
-        every = id_digest(rows["object_id"].tolist() for rows in self.fits_rows())
-        placed = id_digest(rows["object_id"][rows["_healpix_29"] != NOWHERE].tolist() for rows in self.fits_rows())
-        found = {"embeddings": id_digest(_parquet_ids([self.embeddings_path])) == every,
-                 "hats": id_digest(_parquet_ids(partitions)) == placed}  # fmt: skip
+        every, placed = IdDigest(), IdDigest()
+        for rows in self.fits_rows():
+            every.add(rows["object_id"].tolist())
+            placed.add(rows["object_id"][rows["_healpix_29"] != NOWHERE].tolist())
+        found = {"embeddings": _digest_of([self.embeddings_path]) == every, "hats": _digest_of(partitions) == placed}
         other = [name for name, same in found.items() if not same]
         Faults.unless(not other, f"{' and '.join(other)} hold other objects, or another order, than fits")
         return "fits, embeddings and hats hold the same objects in the same order"
@@ -227,8 +228,10 @@ def _one_line(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
-def _parquet_ids(paths: Sequence[Path]) -> Iterator[Sequence[str]]:
+def _digest_of(paths: Sequence[Path]) -> IdDigest:
+    digest = IdDigest()
     for path in paths:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(CHUNK, columns=["object_id"]):
-                yield batch["object_id"].to_pylist()
+                digest.add(batch["object_id"].to_pylist())
+    return digest

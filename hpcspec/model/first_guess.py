@@ -21,10 +21,12 @@ def first_guess(given: Batch | None, coordinates: torch.Tensor, owner: torch.Ten
     good = torch.isfinite(given.spectra.sigma)
     flux = torch.where(good, given.spectra.values[..., 0], torch.inf).sort(1).values
     level = flux.gather(1, (good.sum(1, keepdim=True) - 1).clamp(min=0) // 2)[:, 0]
-    key, order = _key(given.owners[1], given.spectra.coordinates[:, 0].double())[good.any(1)].sort()
+    use = good.any(1)
+    of = given.owners[1][use]
+    key, order = _key(of, given.spectra.coordinates[use, 0].double()).sort()
     # The last one is of no object: there is always one above.
-    key, of, level = (torch.cat([x, x.new_full((1,), end)]) for x, end in (
-        (key, torch.inf), (given.owners[1][good.any(1)][order], -1), (level[good.any(1)][order], 1.0)))  # fmt: skip
+    key, of, level = (torch.cat([x, x.new_full((1,), end)]) for x, end in
+                      ((key, torch.inf), (of[order], -1), (level[use][order], 1.0)))  # fmt: skip
     above = torch.searchsorted(key, asked)
     below = (above - 1).clamp(min=0)
     has_below, has_above = of[below] == owner[:, None], of[above] == owner[:, None]

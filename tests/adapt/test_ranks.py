@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcspec.adapt.optimizers import Optimizers, one_cycle
+from hpcspec.adapt.optimizers import Muon, Optimizers, one_cycle, orthogonalised
 from hpcspec.config import Adapt
 from hpcspec.training.ranks import Ranks, start
 from tests.two_ranks import finish, launch
@@ -53,9 +53,32 @@ def test_two_ranks_step_as_one(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     fresh = Net().state_dict()
     for name, expected in alone.items():
-        torch.testing.assert_close(first[name], expected, rtol=2e-3, atol=2e-4)  # Muon works in bfloat16
+        torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(first[name], second[name]), name
         assert torch.equal(first[name], fresh[name]) == name.startswith("unused"), name
+
+
+def test_muon_steps_as_torchs_in_bfloat16() -> None:
+    ours, theirs = Net(), Net()
+    for net in (ours, theirs):
+        matrices = [net.layers[0].weight, net.layers[1].weight, net.first.weight]
+        one = Muon(matrices, 0.05, 0.1) if net is ours else torch.optim.Muon(
+            matrices, lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")  # fmt: skip
+        data = torch.randn(STEPS, 16, 7, generator=torch.Generator().manual_seed(2))
+        for x in data:
+            one.zero_grad()
+            net.loss(x[:, :6], x[:, 6], first=True).backward()
+            one.step()
+    fresh, there, here = (dict(net.named_parameters()) for net in (Net(), theirs, ours))
+    for name in ("layers.0.weight", "layers.1.weight", "first.weight"):
+        moved = (there[name] - fresh[name]).norm()
+        assert moved > 0.1 and (here[name] - there[name]).norm() < 0.12 * moved, name  # bfloat16
+
+
+def test_a_step_of_muon_is_orthogonal() -> None:
+    for shape in ((12, 30), (30, 12), (16, 16)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape, generator=torch.Generator().manual_seed(3))))
+        assert values.min() > 0.5 and values.max() < 1.3, shape
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -64,15 +64,15 @@ def attend(q_QHE: torch.Tensor, k_KHE: torch.Tensor, v_KHE: torch.Tensor, querie
     if q_QHE.is_cuda and q_QHE.dtype in (torch.bfloat16, torch.float16) and (varlen_attn := _varlen()) is not None:
         return varlen_attn(q_QHE, k_KHE, v_KHE, queries.cumulative(q_QHE.device), keys.cumulative(q_QHE.device),
                            max(queries.lengths), max(keys.lengths))  # fmt: skip
-    out, q0, k0 = [], 0, 0
-    for n, lq, lk in runs(queries, keys):
-        if not lq:
-            k0 += n * lk
-            continue
-        q = q_QHE[q0 : q0 + n * lq].unflatten(0, (n, lq)).transpose(1, 2)
-        k, v = (x[k0 : k0 + n * lk].unflatten(0, (n, lk)).transpose(1, 2) for x in (k_KHE, v_KHE))
-        out.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-        q0, k0 = q0 + n * lq, k0 + n * lk
+    # Split, not sliced: the gradient of a slice is as large as the whole sequence.
+    together = runs(queries, keys)
+    q_runs = q_QHE.split([n * lq for n, lq, _ in together])
+    k_runs, v_runs = (x.split([n * lk for n, _, lk in together]) for x in (k_KHE, v_KHE))
+    out = []
+    for (n, lq, lk), q, k, v in zip(together, q_runs, k_runs, v_runs, strict=True):
+        if lq:
+            q, k, v = (x.unflatten(0, (n, length)).transpose(1, 2) for x, length in ((q, lq), (k, lk), (v, lk)))
+            out.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
     return torch.cat(out)
 
 

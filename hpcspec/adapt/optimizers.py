@@ -20,13 +20,23 @@ def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
     """The matrix (a, b) with singular values of about 1. In single precision on a CPU: most of them have no units for
     bfloat16, in which it takes ten times as long."""
     a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
-    x = x.mT if matrix.shape[0] > matrix.shape[1] else x
+    x = x.mT if tall else x
     x = x / x.norm().clamp(min=1e-7)
+    if x.is_cuda or x.shape[1] < 2 * x.shape[0]:
+        for _ in range(STEPS):
+            gram = x @ x.mT
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x.mT if tall else x
+    # The same on the small side alone: all steps are polynomials of x xᵀ, which commute.
+    gram, product = x @ x.mT, torch.eye(len(x))
     for _ in range(STEPS):
-        gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        product, gram = step @ product, step @ gram @ step
+    x = product @ x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):

@@ -17,7 +17,7 @@ from hpcspec.errors import UserError
 from hpcspec.evaluate import metrics
 from hpcspec.evaluate.baselines import forest
 from hpcspec.evaluate.inputs import NotMeasured, Sample, pixels
-from hpcspec.evaluate.predict import Inputs, asked, from_table
+from hpcspec.evaluate.predict import Features, Inputs, asked, features_kept, from_table
 from hpcspec.evaluate.report import Result
 from hpcspec.evaluate.spec import Experiment
 from hpcspec.evaluate.workspace import Workspace
@@ -63,12 +63,13 @@ def modalities(work: Workspace, said: Experiment, result: Result) -> None:
 
 def blocks(work: Workspace, data: str, folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`blocks_of` the training objects and those of a folder, made once."""
-    return work.once(f"blocks {data} {folder}", lambda: blocks_of(work.sample(data, "train"), work.sample(data, folder)))
+    kept = features_kept(work)
+    return work.once(f"blocks {data} {folder}", lambda: blocks_of(work.sample(data, "train"), work.sample(data, folder), kept))
 
 
-def blocks_of(train: Sample, test: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def blocks_of(train: Sample, test: Sample, features: Features | None = None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What baselines see of each modality that the training set has, of both sets: (n, m), NaN where an object lacks it."""
-    inputs, found = Inputs(True), {}
+    inputs, found = Inputs(True, features), {}
     for kind in MODALITIES:
         there = [np.array([holding(one, (kind,)) is not None for one in part.objects]) for part in (train, test)]
         if there[0].any():

@@ -52,13 +52,16 @@ def reduced_chi2(flux: np.ndarray, model: np.ndarray, ivar: np.ndarray, paramete
     return float((residual**2 * ivar[good]).sum() / freedom) if freedom > 0 else float("nan")
 
 
-def retrieval(vectors: np.ndarray, keys: np.ndarray, k: int = 1, among: tuple[np.ndarray, np.ndarray] | None = None) -> float:
+def retrieval(vectors: np.ndarray, keys: np.ndarray, k: int = 1, among: tuple[np.ndarray, np.ndarray] | None = None,
+              of: np.ndarray | None = None) -> float:  # fmt: skip
     """Share of the vectors (n, d) with one of their own key among the k nearest (by cosine) of `among`, (m, d) and keys (m,).
-    Without it, of all the others, and only those count whose key occurs twice; NaN if none does."""
+    Without it, of all the others, and only those count whose key occurs twice, and of them those `of` (n,) bool; NaN if none
+    does."""
     vectors, keys = np.asarray(vectors), np.asarray(keys)
     others, theirs = (vectors, keys) if among is None else among
     names, count = np.unique(keys, return_counts=True)
     asked = np.isin(keys, names[count > 1]) if among is None else np.ones(len(keys), bool)
+    asked &= True if of is None else of
     if not asked.any():
         return float("nan")
     wanted = min(k + (among is None), len(others))

@@ -93,8 +93,19 @@ class ModelUnderTest:
             labels = {"path": str(x.table), "key": "object_id", "parameters": {p: p for p in x.parameters}}
             labels |= {"object_class": "class"} if x.classes else {}
             tree["surveys"][name] = {"input": str(x.folder), "labels": labels}
+            self._share(self.path, name, x.folder)
         self._text = yaml.safe_dump(tree, sort_keys=False)
         self._key = digest(self._text, [x.table.read_text() for x in surveys.values()])
+
+    def _share(self, run_or_catalogue: Path, survey: str, folder: Path) -> None:
+        """Let a run or a catalogue have its shards of survey files in a place that all of the evaluation's share: what one has
+        ingested the others find done."""
+        known = digest(survey, str(folder), self._config.ingest.model_dump())
+        shared, link = self._folder.parent.parent / "shards" / known, run_or_catalogue / "shards" / survey
+        if not link.exists():
+            shared.mkdir(parents=True, exist_ok=True)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(shared)
 
     def _train(self) -> None:
         marker = self._folder / "trained.json"
@@ -131,6 +142,7 @@ class ModelUnderTest:
         out = self._folder / "catalogs" / f"{name}-{self._key[:12]}"
         if not (out / "evaluated.json").is_file():
             self._train()
+            self._share(out / "work", survey, folder)
             arguments: list[str | Path] = ["catalog", "--run", self.path, "--survey", survey, "--input", folder, "--output", out]
             seconds = submit([*arguments, "--executor", "local"], self._log, self._minutes)
             write_json(out / "evaluated.json", {"seconds": seconds})

@@ -24,6 +24,7 @@ from hpcspec.evaluate.workspace import Workspace
 from hpcspec.surveys.observation import Observation
 
 log = logging.getLogger(__name__)
+Features = dict[tuple[str, ...], dict[int, tuple[Observation, np.ndarray]]]  # by bands and id(object)
 Predictions = dict[str, np.ndarray]  # by target; errors of parameters under "<target>_err"
 
 
@@ -34,7 +35,7 @@ def predict(work: Workspace, said: Experiment, result: Result) -> None:
     `xgboost`, `pca-xgboost`, `ridge`, `svm`, `svm-continuum` and `cannon` read spectra, `forest` and `gru` light curves,
     `xgboost-scalars` scalars.
     """
-    data, inputs = work.evaluation.data[said.data], Inputs(said.metadata)
+    data, inputs = work.evaluation.data[said.data], Inputs(said.metadata, features_kept(work))
     shown: dict[str, Predictions] = {}
     curve: dict[tuple[str, str], dict[str, dict[float, list[float]]]] = {}
     first = said.seeds[0] if data.split else 1
@@ -123,16 +124,23 @@ def baseline(work: Workspace, method: str, train: Sample, test: Sample, said: Ex
     raise UserError(f"baselines: {method!r} can't predict {', '.join(said.targets)}: known are {', '.join(known)}")
 
 
-class Inputs:
-    """What baselines see of objects, made once for each: pixels on the grid of the first that asked, features of curves."""
+def features_kept(work: Workspace) -> Features:
+    """What takes minutes for thousands of light curves is made once for all experiments."""
+    found: Features = work.once("features of light curves", dict)
+    return found
 
-    def __init__(self, metadata: bool):
+
+class Inputs:
+    """What baselines see of objects, made once for each: pixels on the grid of the first that asked, features of curves, which
+    are kept in `features` too."""
+
+    def __init__(self, metadata: bool, features: Features | None = None):
         self._metadata = metadata
         self._grid: np.ndarray | None = None
         self._bands: list[str] = []
         # by id(): folders may have other objects under the same identifiers; the object is kept, so that it stays the only one
+        self._features: Features = {} if features is None else features
         self._rows: dict[int, tuple[Observation, np.ndarray, np.ndarray]] = {}
-        self._features: dict[int, tuple[Observation, np.ndarray]] = {}
 
     def pixels(self, sample: Sample) -> Pixels:
         """Of objects with spectra. Raises UserError if one has none."""
@@ -150,11 +158,12 @@ class Inputs:
     def features(self, sample: Sample) -> np.ndarray:
         """Of objects with light curves, and their scalars where metadata may be used: (n, m)."""
         self._bands = self._bands or sorted({c.band for one in sample.objects for c in one.curves})
-        new = [one for one in sample.objects if id(one) not in self._features]
+        known = self._features.setdefault(tuple(self._bands), {})
+        new = [one for one in sample.objects if id(one) not in known]
         if new:
             made = curves.features(new, self._bands)
-            self._features |= {id(one): (one, row) for one, row in zip(new, made, strict=True)}
-        return np.stack([self._features[id(one)][1] for one in sample.objects])
+            known |= {id(one): (one, row) for one, row in zip(new, made, strict=True)}
+        return np.stack([known[id(one)][1] for one in sample.objects])
 
     def scalars(self, *samples: Sample) -> list[np.ndarray]:
         """Scalars of samples (n, m), NaN where missing: of the names that the first has."""

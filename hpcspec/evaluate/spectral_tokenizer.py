@@ -24,13 +24,15 @@ from hpcspec.surveys.observation import Arm, Observation
 GAPS, GAP = 6, 0.02  # stretches hidden in each arm, and the share of its pixels that one has
 SMOOTH = 8  # pixels, σ
 COMPONENTS = 30
+SIGNAL = (5, 10, 20)  # median S/N of observations that repeats are counted for too
 APART = 1000  # pixels: arms of one grid that begin further from each other are not asked for together
 Modelled = tuple[np.ndarray, np.ndarray]  # flux and error (w,)
 Expected = Callable[[Sequence[tuple[Observation, Arm]]], list[Modelled]]  # of objects, on the pixels of arms
 
 
 def repeats(work: Workspace, said: Experiment, result: Result) -> None:
-    """Whether the nearest neighbour of an observation is another of the same object. Uses data, runs, folders, match; the
+    """Whether the nearest neighbour of an observation is another of the same object, for all and for those of some signal to
+    noise, which all the others are among. Uses data, runs, folders, match; the
     baseline `pca` is the first 100 principal components of the training set, or of these objects where there is none."""
     data = work.evaluation.data[said.data]
     samples = {folder: work.sample(said.data, folder) for folder in said.folders}
@@ -38,11 +40,17 @@ def repeats(work: Workspace, said: Experiment, result: Result) -> None:
     if not keys.size or np.unique(keys[keys != ""], return_counts=True)[1].max(initial=0) < 2:
         raise NotMeasured(f"no two observations in {', '.join(said.folders)} of {said.data} have the same {said.match}")
     keys = np.array([k or f"alone {i}" for i, k in enumerate(keys.tolist())])
+    noise = np.array([one.sn_median for s in samples.values() for one in s.objects])
+    _, back, count = np.unique(keys, return_inverse=True, return_counts=True)
+    twice = count[back] > 1
 
     def found(method: str, vectors: np.ndarray, model: bool) -> None:
-        figures = {f"retrieval@{k}": metrics.retrieval(vectors, keys, k) for k in (1, 5)}
-        _, back, count = np.unique(keys, return_inverse=True, return_counts=True)
-        result.add("repeats", method, figures, int((count[back] > 1).sum()), model)
+        for low in (0, *SIGNAL):
+            of = noise >= low
+            figures = {f"retrieval@{k}": metrics.retrieval(vectors, keys, k, of=of) for k in (1, 5)}
+            if (of & twice).any():
+                name = f"repeats with a median S/N of {low} or more" if low else "repeats"
+                result.add(name, method, figures, int((of & twice).sum()), model)
 
     if "pca" in said.baselines:
         objects = [one for s in samples.values() for one in s.objects]

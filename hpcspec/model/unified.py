@@ -8,6 +8,7 @@ T tokens, N objects, P pixels of a patch, D width; A questions asked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -22,13 +23,14 @@ from hpcspec.config import Model
 from hpcspec.model.attention import AttentionPool, Block, Packing, segments
 from hpcspec.model.embeddings import EpochEmbedding, PatchEmbedding, ScalarEmbedding, TimeEmbedding, WavelengthEmbedding
 from hpcspec.model.first_guess import first_guess
-from hpcspec.stream.batch import Batch
+from hpcspec.stream.batch import Batch, Patches
 from hpcspec.stream.patches import LOG_ERROR
 from hpcspec.stream.vocabulary import KINDS, OBJECT, Vocabulary
 
 LOG_VARIANCE = (-12.0, 6.0)
 LARGEST = 10.0  # standard deviations of a scalar that is asked for
 HALVES_TEMPERATURE, NOISE = 0.1, 1.0  # of the agreement of halves, and the most that is added to a hidden spectrum, in σ
+CALIBRATION, WAVES = 0.15, 3  # of its flux, what it may be off by, ln, in each of so many waves over a factor of e² in wavelength
 FIRST_ANSWERS = 5e-3  # spread of an untrained model's answers about their middle
 FIRST_VARIANCE = -4.6  # ln of what is expected of the pixels' squared distances from their first guess: a tenth of the level
 
@@ -202,6 +204,9 @@ class Unified(nn.Module):
                     given: Batch | None = None) -> dict[str, torch.Tensor]:  # fmt: skip
         curves, owners = asked.curves, asked.owners
         there = torch.isfinite(curves.sigma)
+        if self.training:  # one epoch of each patch, at random: its neighbours in phase would say the same
+            drawn = torch.where(there, torch.rand_like(curves.sigma), -1.0)
+            there = there & (drawn == drawn.amax(1, keepdim=True))
         rows, epochs = torch.nonzero(there, as_tuple=True)
         found = self.answer(
             Questions(asked.scalars.name, asked.spectra.coordinates, curves.times[rows, epochs], curves.phases[rows, epochs],
@@ -264,8 +269,9 @@ def standardised(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def noisier(batch: Batch) -> Batch:
-    """The spectra with up to NOISE σ added, as much for all pixels of an object, so that none is known by its noise."""
-    spectra, owner = batch.spectra, batch.owners[1]
+    """The spectra with up to NOISE σ added, as much for all pixels of an object, and with smooth errors of their calibration, so
+    that none is known by either."""
+    spectra, owner = calibrated_otherwise(batch), batch.owners[1]
     size = NOISE * torch.rand(len(batch), device=owner.device)[owner][:, None]
     good = torch.isfinite(spectra.sigma)
     added = size * torch.where(good, spectra.sigma, 0).clamp(max=10 ** LOG_ERROR[1]) * torch.randn_like(spectra.sigma)
@@ -273,6 +279,21 @@ def noisier(batch: Batch) -> Batch:
     local = local + added / flux.abs().clamp(min=0.1)  # the flux is near its local level
     log_error = log_error + torch.where(good, 0.5 * torch.log10(1 + size**2), 0)
     return replace(batch, spectra=spectra._replace(values=torch.stack([flux + added, log_error, local], dim=-1)))
+
+
+def calibrated_otherwise(batch: Batch) -> Patches:
+    """The spectra with fluxes off by factors that change smoothly with wavelength, by up to about CALIBRATION; lines stay as
+    they are."""
+    spectra, owner = batch.spectra, batch.owners[1]
+    waves = torch.arange(1, WAVES + 1, device=owner.device)
+    size, phase = torch.rand(2, len(batch), WAVES, device=owner.device)
+    size = CALIBRATION * torch.rand(len(batch), 1, device=owner.device) * (2 * size - 1)
+    angle = math.pi * waves * spectra.coordinates[:, :1].log() + 2 * math.pi * phase[owner]
+    off = (size[owner] * angle.sin()).sum(1, keepdim=True)
+    flux, log_error, local = spectra.values.unbind(-1)
+    log_error = log_error + torch.where(torch.isfinite(spectra.sigma), off / math.log(10), 0)
+    values = torch.stack([flux * off.exp(), log_error, local], dim=-1)
+    return spectra._replace(values=values, sigma=spectra.sigma * off.exp())
 
 
 def _rows_of(values: torch.Tensor, objects: torch.Tensor, wanted: torch.Tensor, count: int) -> torch.Tensor:

@@ -8,7 +8,6 @@ T tokens, N objects, P pixels of a patch, D width; A questions asked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -23,14 +22,13 @@ from hpcspec.config import Model
 from hpcspec.model.attention import AttentionPool, Block, Packing, segments
 from hpcspec.model.embeddings import EpochEmbedding, PatchEmbedding, ScalarEmbedding, TimeEmbedding, WavelengthEmbedding
 from hpcspec.model.first_guess import first_guess
-from hpcspec.stream.batch import Batch, Patches
-from hpcspec.stream.patches import LOG_ERROR
+from hpcspec.model.views import another_view
+from hpcspec.stream.batch import Batch
 from hpcspec.stream.vocabulary import KINDS, OBJECT, Vocabulary
 
 LOG_VARIANCE = (-12.0, 6.0)
 LARGEST = 10.0  # standard deviations of a scalar that is asked for
-HALVES_TEMPERATURE, NOISE = 0.1, 1.0  # of the agreement of halves, and the most that is added to a hidden spectrum, in σ
-CALIBRATION, WAVES = 0.15, 3  # of its flux, what it may be off by, ln, in each of so many waves over a factor of e² in wavelength
+HALVES_TEMPERATURE = 0.1  # of the agreement of halves
 FIRST_ANSWERS = 5e-3  # spread of an untrained model's answers about their middle
 FIRST_VARIANCE = -4.6  # ln of what is expected of the pixels' squared distances from their first guess: a tenth of the level
 
@@ -224,9 +222,9 @@ class Unified(nn.Module):
     def _halves(self, summary_ND: torch.Tensor, hidden: Batch) -> torch.Tensor:
         """Symmetric cross-entropy of which summaries of what is seen and of what is hidden belong to the same object: the two
         have nothing in common but the object, neither noise nor pixels."""
-        other = hidden.take(hidden.kind != OBJECT)
+        other = another_view(hidden.take(hidden.kind != OBJECT))
         there = torch.tensor(other.lengths, device=summary_ND.device) > 0
-        encoded = self._transform(self.embed(noisier(other)), Packing(tuple(n for n in other.lengths if n)))
+        encoded = self._transform(self.embed(other), Packing(tuple(n for n in other.lengths if n)))
         pair = (standardised(x.float()) for x in (summary_ND[there], self.summary(encoded)))
         a, b = (F.normalize(self.project_half(x.to(summary_ND.dtype)).float(), dim=-1) for x in pair)
         return _same(a, b, HALVES_TEMPERATURE)
@@ -266,34 +264,6 @@ def standardised(vectors: torch.Tensor) -> torch.Tensor:
     """(n, D) with mean 0 and variance 1 over the n: what all objects have in common would hide what they haven't."""
     middle = vectors.mean(0, keepdim=True)
     return (vectors - middle) / ((vectors - middle).square().mean(0, keepdim=True) + 1e-6).sqrt()
-
-
-def noisier(batch: Batch) -> Batch:
-    """The spectra with up to NOISE σ added, as much for all pixels of an object, and with smooth errors of their calibration, so
-    that none is known by either."""
-    spectra, owner = calibrated_otherwise(batch), batch.owners[1]
-    size = NOISE * torch.rand(len(batch), device=owner.device)[owner][:, None]
-    good = torch.isfinite(spectra.sigma)
-    added = size * torch.where(good, spectra.sigma, 0).clamp(max=10 ** LOG_ERROR[1]) * torch.randn_like(spectra.sigma)
-    flux, log_error, local = spectra.values.unbind(-1)
-    local = local + added / flux.abs().clamp(min=0.1)  # the flux is near its local level
-    log_error = log_error + torch.where(good, 0.5 * torch.log10(1 + size**2), 0)
-    return replace(batch, spectra=spectra._replace(values=torch.stack([flux + added, log_error, local], dim=-1)))
-
-
-def calibrated_otherwise(batch: Batch) -> Patches:
-    """The spectra with fluxes off by factors that change smoothly with wavelength, by up to about CALIBRATION; lines stay as
-    they are."""
-    spectra, owner = batch.spectra, batch.owners[1]
-    waves = torch.arange(1, WAVES + 1, device=owner.device)
-    size, phase = torch.rand(2, len(batch), WAVES, device=owner.device)
-    size = CALIBRATION * torch.rand(len(batch), 1, device=owner.device) * (2 * size - 1)
-    angle = math.pi * waves * spectra.coordinates[:, :1].log() + 2 * math.pi * phase[owner]
-    off = (size[owner] * angle.sin()).sum(1, keepdim=True)
-    flux, log_error, local = spectra.values.unbind(-1)
-    log_error = log_error + torch.where(torch.isfinite(spectra.sigma), off / math.log(10), 0)
-    values = torch.stack([flux * off.exp(), log_error, local], dim=-1)
-    return spectra._replace(values=values, sigma=spectra.sigma * off.exp())
 
 
 def _rows_of(values: torch.Tensor, objects: torch.Tensor, wanted: torch.Tensor, count: int) -> torch.Tensor:

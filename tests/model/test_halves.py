@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hpcspec.model import unified
-from hpcspec.model.unified import CALIBRATION, NOISE, calibrated_otherwise, noisier
 from hpcspec.stream.batch import Batch
 from tests.making import batch, spectrum, star
 from tests.model.small import OBJECTS, made
@@ -17,39 +15,6 @@ from tests.model.small import OBJECTS, made
 
 def halves(model: torch.nn.Module, given: Batch) -> torch.Tensor:
     return model(given, 0.0, 0.0, 1.0, 1.0)["loss_halves"]
-
-
-def test_noise_is_of_the_errors_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unified, "CALIBRATION", 0.0)
-    given = batch([spectrum(i, pixels=4000) for i in range(12)])
-    torch.manual_seed(0)
-    found, owner = noisier(given).spectra, given.owners[1]
-    old, good = given.spectra, torch.isfinite(given.spectra.sigma)
-    added = ((found.values - old.values)[..., 0] / old.sigma)[good]
-    of = owner[:, None].expand(good.shape)[good]
-    sizes = np.array([added[of == n].std().item() for n in range(12)])
-    assert sizes.max() <= 1.05 * NOISE and sizes.max() - sizes.min() > 0.3 * NOISE
-    raised = (found.values - old.values)[..., 1][good]
-    for n in range(12):
-        np.testing.assert_allclose(raised[of == n], 0.5 * np.log10(1 + sizes[n] ** 2), atol=0.02)
-    assert torch.equal(found.values[~good], old.values[~good]) and torch.equal(found.sigma, old.sigma)
-
-
-def test_errors_of_the_calibration_are_smooth_and_leave_lines_and_signal_to_noise() -> None:
-    given = batch([spectrum(i, pixels=4000) for i in range(12)])
-    torch.manual_seed(0)
-    found, old, owner = calibrated_otherwise(given), given.spectra, given.owners[1]
-    good = torch.isfinite(old.sigma)
-    off = (found.values / old.values)[..., 0].log()
-    steps = []
-    for n in range(12):
-        mine = off[owner == n].nanmedian(1).values
-        assert 0 < mine.abs().max() < 3 * CALIBRATION
-        steps.append((mine.diff().abs().max() / mine.abs().max()).item())
-    assert np.median(steps) < 0.2
-    assert torch.equal(found.values[..., 2], old.values[..., 2]) and torch.equal(found.coordinates, old.coordinates)
-    for x, y in ((found.values[..., 0], old.values[..., 0]), (10 ** found.values[..., 1], 10 ** old.values[..., 1])):
-        torch.testing.assert_close((x / found.sigma)[good], (y / old.sigma)[good], rtol=1e-3, atol=1e-5)
 
 
 def test_it_is_chance_for_objects_that_can_not_be_told_apart_and_counts_only_those_with_something_hidden() -> None:

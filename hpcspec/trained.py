@@ -169,8 +169,8 @@ class Trained:
         return np.concatenate(found)
 
     def predict(self, objects: Iterable[Observation], names: Sequence[str] | None = None) -> Table:
-        """A row per object: object_id, class and its probabilities, and of each parameter (all, or those of these names) value
-        and error, as in the catalogue but for its flags.
+        """A row per object: object_id, class and its probabilities, and of each parameter (all, or those of these names) value,
+        error and half width of the 95 % interval, as in the catalogue but for its flags.
 
         Raises UserError for a name that the run has not learned, and for an object without a good pixel.
         """
@@ -179,14 +179,14 @@ class Trained:
             if name not in task.parameters:
                 raise UserError(f"the run has not learned {name!r}: it knows {', '.join(task.parameters) or 'no parameter'}")
         ids: list[str] = []
-        rows: dict[str, list[np.ndarray]] = {"probability": [], "value": [], "error": []}
+        rows: dict[str, list[np.ndarray]] = {"probability": [], "value": [], "error": [], "wide": []}
         for some, order, batch in self._batches(objects):
             ids += [one.object_id for one in some]
             found = self._predictor(batch)
             for key, values in rows.items():
                 values.append(found[key][order])
         table = Table({"object_id": np.array(ids, np.str_)})
-        probability, value, error = (np.concatenate(x) if x else np.zeros((0, 0)) for x in rows.values())
+        probability, value, error, wide = (np.concatenate(x) if x else np.zeros((0, 0)) for x in rows.values())
         if task.classes and len(ids):
             table["class"] = np.array(task.classes)[probability.argmax(1)]
             for k, name in enumerate(task.classes):
@@ -194,7 +194,7 @@ class Trained:
         for name in task.parameters if len(ids) else ():
             if names is None or name in names:
                 k = task.parameters.index(name)
-                table[name], table[f"{name}_err"] = value[:, k], error[:, k]
+                table[name], table[f"{name}_err"], table[f"{name}_err95"] = value[:, k], error[:, k], wide[:, k]
         return table
 
     def generate(self, objects: Iterable[Observation], wavelengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

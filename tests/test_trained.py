@@ -40,10 +40,10 @@ def test_predictions_are_those_of_the_catalogue(tiny: Tiny, trained: Trained, st
     assert found["object_id"].tolist() == wanted["object_id"].tolist() and found["class"].tolist() == wanted["class"].tolist()
     for name in trained.parameters:
         applies = np.isfinite(np.ma.filled(wanted[name].astype(float), np.nan))
-        for column in (name, f"{name}_err"):
+        for column in (name, f"{name}_err", f"{name}_err95"):
             np.testing.assert_allclose(found[column][applies], wanted[column][applies], rtol=2e-3, atol=1e-3)
     some = trained.predict(stars[:2], trained.parameters[:1])
-    assert some.colnames[-2:] == [trained.parameters[0], f"{trained.parameters[0]}_err"] and len(some) == 2
+    assert some.colnames[-3:] == [trained.parameters[0] + end for end in ("", "_err", "_err95")] and len(some) == 2
     with pytest.raises(UserError, match="has not learned 'age': it knows "):
         trained.predict(stars, ["age"])
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hpcspec.adapt.calibration import NORMAL, Calibration
 from hpcspec.adapt.labels import LabelSet
 from hpcspec.adapt.redshift import STARS, Redshift, estimate, redshift_loss
 from hpcspec.adapt.refine import Refine, combined
@@ -33,7 +34,8 @@ class Task:
 
     center, spread: standardise each parameter (median, 1.4826·MAD of the training labels); lowest, highest: the range of
     the training labels; applies: the classes each parameter was trained for (empty: all); error_power, error_scale: of each
-    (standardised) error, then a factor on it, so that they cover the calibration objects (`calibrated`);
+    (standardised) error, then a factor on it, so that they cover 68 % of the calibration objects, and error_tail: how many of
+    them cover 95 % (`calibrated`);
     temperature: divisor of the class logits; anomaly_limit: 99.9 % of the training objects have a smaller anomaly score;
     separate_encoder: the head's encoder was trained further, so it is not the one that makes the embeddings; withheld: scalars
     that are labels too, which the head doesn't get to read; refine: the shape of the fit that refines the parameters, if there
@@ -49,6 +51,7 @@ class Task:
     applies: tuple[tuple[str, ...], ...]
     error_scale: tuple[float, ...] = ()
     error_power: tuple[float, ...] = ()
+    error_tail: tuple[float, ...] = ()
     temperature: float = 1.0
     anomaly_limit: float = float("inf")
     separate_encoder: bool = False
@@ -95,8 +98,8 @@ def make_task(labels: LabelSet, train: np.ndarray) -> Task:
         share = {c: float(np.isfinite(v[labels.object_class[train] == c]).mean()) for c in classes}
         applies.append(tuple(c for c in classes if share[c] >= 0.02))
     center, spread, lowest, highest = (tuple(of[k] for of in stats) for k in range(4))
-    return Task(classes, parameters, center, spread, lowest, highest, tuple(applies), (1.0,) * len(parameters),
-                (1.0,) * len(parameters))  # fmt: skip
+    untold = ((of,) * len(parameters) for of in Calibration())
+    return Task(classes, parameters, center, spread, lowest, highest, tuple(applies), *untold)
 
 
 class Output(NamedTuple):
@@ -220,11 +223,13 @@ def head_loss(output: Output, target: Targets, z: int | None = None) -> torch.Te
     return loss
 
 
-def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and errors (n, parameters) in the labels' units from a head's standardised outputs."""
+def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, errors and half widths of 95 % intervals (n, parameters) in the labels' units from a head's standardised
+    outputs."""
     spread = np.array(task.spread)
     error = np.exp(0.5 * log_variance * np.array(task.error_power))
-    return mean * spread + np.array(task.center), error * np.array(task.error_scale) * spread
+    error = error * np.array(task.error_scale) * spread
+    return mean * spread + np.array(task.center), error, error * np.array(task.error_tail or (NORMAL,))
 
 
 class Adapted(nn.Module):

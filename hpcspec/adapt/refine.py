@@ -194,5 +194,5 @@ def scales_of(residuals: Mapping[str, np.ndarray], log_variances: Mapping[str, n
         error = np.exp(0.5 * log_variances[key])
         known = np.isfinite(residual) & (log_variances[key] < LOG_VARIANCE[1])
         pairs = [calibrated(r[k], e[k]) for r, e, k in zip(residual.T, error.T, known.T, strict=True)]
-        out[key] = {"scale": [scale for scale, _ in pairs], "power": [power for _, power in pairs]}
+        out[key] = {"scale": [one.scale for one in pairs], "power": [one.power for one in pairs]}
     return out

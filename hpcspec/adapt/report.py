@@ -112,11 +112,12 @@ def held_out_report(
 ) -> dict[str, Any]:
     """Accuracy of the head, and of the baseline, on the held-out objects, over all and per survey.
 
-    For each parameter: `mad`, `std`, `bias`, number of objects, and the share of true values within one and two errors.
+    For each parameter: `mad`, `std`, `bias`, number of objects, and the share of true values within one error and within the
+    95 % interval.
     """
     test = parts.test
     logits = answers.logits
-    value, error = physical(task, *answers.together(task))
+    value, error, wide = physical(task, *answers.together(task))
     began = time.monotonic()
     other = None
     if config.adapt.baseline != "none":
@@ -138,7 +139,7 @@ def held_out_report(
             residual = value[known, k] - truth[known]
             line: dict[str, Any] = {"n": int(known.sum()), **scatter(residual),
                     "within_1_error": float((np.abs(residual) <= error[known, k]).mean()),
-                    "within_2_errors": float((np.abs(residual) <= 2 * error[known, k]).mean())}  # fmt: skip
+                    "within_95": float((np.abs(residual) <= wide[known, k]).mean())}  # fmt: skip
             if other is not None and np.isfinite(other["values"][p][known]).all():
                 line["baseline"] = scatter(other["values"][p][known] - truth[known])
             out["parameters"][group][p] = line

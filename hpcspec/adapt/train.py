@@ -165,8 +165,8 @@ def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, 
         candidates = np.geomspace(0.25, 4, 41)
         losses = [nn.functional.cross_entropy(scores / t, classes).item() for t in candidates]
         temperature = float(candidates[int(np.argmin(losses))])
-    scales, powers = (tuple(of[k] for of in fitted) for k in range(2))
-    return replace(task, error_scale=scales, error_power=powers, temperature=temperature)
+    scales, powers, tails = (tuple(of[k] for of in fitted) for k in range(3))
+    return replace(task, error_scale=scales, error_power=powers, error_tail=tails, temperature=temperature)
 
 
 def _fit_anomaly(adapted: Adapted, items: Mapping[int, Tokens], ranks: Ranks) -> float:

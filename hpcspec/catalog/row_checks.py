@@ -79,8 +79,10 @@ def _faults(rows: Rows, columns: Sequence[Column]) -> Iterator[tuple[str, str, n
             yield "ranges", what, outside & ~excused if c.name in parameters else outside
     for name in parameters:
         yield "errors", f"{name}_err is not positive", rows[f"{name}_err"] <= 0
-        alone = np.isnan(rows[name]) != np.isnan(rows[f"{name}_err"])
-        yield "errors", f"{name} and {name}_err are not both there or both NaN", alone
+        yield "errors", f"{name}_err95 is smaller than {name}_err", rows[f"{name}_err95"] < rows[f"{name}_err"]
+        for error in (f"{name}_err", f"{name}_err95"):
+            alone = np.isnan(rows[name]) != np.isnan(rows[error])
+            yield "errors", f"{name} and {error} are not both there or both NaN", alone
     if classes:
         p = np.stack([rows[class_column(label)] for label in classes], axis=1).astype(np.float64)
         chosen = rows["class"][:, None] == np.array(classes)

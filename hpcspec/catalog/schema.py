@@ -126,8 +126,10 @@ def columns(classes: Sequence[str], parameters: Sequence[str]) -> tuple[Column, 
     for name in parameters:
         unit, ucd, text, span = PARAMETERS.get(name, ("", "stat.value", f"Parameter {name}, in the unit of its labels", None))
         found.append(Column(name, "f4", unit, ucd, text, span, True, name))
-        text = f"Error of {name}: of the true values, 68 % lie within it"
-        found.append(Column(f"{name}_err", "f4", unit.replace("dex(cm s-2)", "dex"), f"stat.error;{ucd}", text, None, True, name))
+        for error, share in (("err", 68), ("err95", 95)):
+            text = f"Error of {name}: of the true values, {share} % lie within it"
+            of_error = unit.replace("dex(cm s-2)", "dex")
+            found.append(Column(f"{name}_{error}", "f4", of_error, f"stat.error;{ucd}", text, None, True, name))
     found += _LAST
     names = [c.name.lower() for c in found]  # FITS does not tell upper from lower case
     twice = sorted({n for n in names if names.count(n) > 1})

@@ -70,7 +70,8 @@ class Predictor:
         return columns(self.task.classes, self.task.parameters)
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Embedding (N, D), probability (N, classes), value and error (N, parameters), anomaly, and how many valid pixels,
+        """Embedding (N, D), probability (N, classes), value, error and half width of the
+        95 % interval ("wide", N, parameters), anomaly, and how many valid pixels,
         epochs and tokens there are (N,)."""
         batch = batch.to(self.device)
         with torch.inference_mode():
@@ -82,13 +83,13 @@ class Predictor:
             typical = self.model.summary(self._encode(self.model, given)) if self.task.withheld else summary
             answers = Answers(*(None if x is None else x.cpu().numpy() for x in self.adapted.answers(read, given)))
             anomaly = self.adapted.anomaly(typical).cpu().numpy()
-        value, error = physical(self.task, *answers.together(self.task))
+        value, error, wide = physical(self.task, *answers.together(self.task))
         logits = answers.logits
         probability = softmax(logits.astype(np.float64) / self.task.temperature, axis=1) if logits.shape[1] else logits
         _, of_spectra, of_curves = batch.owners
         pixels, epochs = (np.bincount(owner.cpu().numpy(), torch.isfinite(sigma).sum(1).cpu().numpy(), minlength=len(batch))
                           for owner, sigma in ((of_spectra, batch.spectra.sigma), (of_curves, batch.curves.sigma)))  # fmt: skip
-        return {"embedding": summary.cpu().numpy(), "probability": probability, "value": value, "error": error,
+        return {"embedding": summary.cpu().numpy(), "probability": probability, "value": value, "error": error, "wide": wide,
                 "anomaly": anomaly, "pixels": pixels, "epochs": epochs, "tokens": np.array(batch.lengths) - 1}  # fmt: skip
 
     def _encode(self, model: Unified, batch: Batch) -> Encoded:
@@ -123,11 +124,11 @@ def rows(
     else:
         out["class"], out["class_prob"] = np.full(n, ""), np.full(n, np.nan, np.float32)
     for k, p in enumerate(task.parameters):
-        value, error = found["value"][:, k].astype(np.float32), found["error"][:, k].astype(np.float32)
+        value, error, wide = (found[name][:, k].astype(np.float32) for name in ("value", "error", "wide"))
         means = np.isin(out["class"], task.applies[k]) if task.applies[k] else np.ones(n, bool)
         flags[means & ((value < task.lowest[k]) | (value > task.highest[k]))] |= Flag.EXTRAPOLATED_LABEL
         flags[~means] |= Flag.NOT_APPLICABLE
-        out[p], out[f"{p}_err"] = np.where(means, value, np.nan), np.where(means, error, np.nan)
+        out |= {name: np.where(means, x, np.nan) for name, x in ((p, value), (f"{p}_err", error), (f"{p}_err95", wide))}
     bad = ~np.all([np.isfinite(found[k]).all(1) for k in ("embedding", "probability", "value", "error")], axis=0)
     if bad.any():
         raise UserError(

@@ -25,7 +25,7 @@ from hpcspec.surveys.observation import Observation
 
 log = logging.getLogger(__name__)
 Features = dict[tuple[str, ...], dict[int, tuple[Observation, np.ndarray]]]  # by bands and id(object)
-Predictions = dict[str, np.ndarray]  # by target; errors of parameters under "<target>_err"
+Predictions = dict[str, np.ndarray]  # by target; errors of parameters under "<target>_err" and "<target>_err95"
 
 
 def predict(work: Workspace, said: Experiment, result: Result) -> None:
@@ -192,8 +192,9 @@ def from_table(table: Table, test: Sample, targets: list[str], classes: np.ndarr
         if target == "class" and named:
             best = np.nan_to_num(probabilities(table, rows, named), nan=-1.0).argmax(1)
             found[target] = np.where(rows >= 0, np.array(named)[best], "")
-        if f"{target}_err" in table.colnames:
-            found[f"{target}_err"] = column(table, f"{target}_err", rows).astype(np.float64)
+        for name in (f"{target}_err", f"{target}_err95"):
+            if name in table.colnames:
+                found[name] = column(table, name, rows).astype(np.float64)
     return found
 
 
@@ -215,9 +216,9 @@ def scored(target: str, test: Sample, found: Mapping[str, np.ndarray], within: l
     if use.sum() < 5:
         return {}, int(use.sum())
     figures = metrics.redshift(truth[use], value[use]) if target == "z" else metrics.regression(truth[use], value[use])
-    error = found.get(f"{target}_err")
+    error, wide = (found.get(f"{target}_{name}") for name in ("err", "err95"))
     if error is not None:
-        figures |= metrics.coverage(truth[use], value[use], error[use])
+        figures |= metrics.coverage(truth[use], value[use], error[use], None if wide is None else wide[use])
     bound = test.values.get(f"{target} bound")
     if bound is not None and np.isfinite(bound[use]).all():
         figures |= metrics.bound_ratio(truth[use], value[use], bound[use])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,14 @@ def test_targets_are_standardised_and_unknown_ones_marked(labels: LabelSet, task
 
 def test_the_physical_values_undo_the_standardisation(labels: LabelSet, task: Task) -> None:
     found = targets(labels, task, np.arange(20))
-    value, error = physical(task, found.value.numpy(), np.log(np.full((20, 2), 0.25)))
+    value, error, wide = physical(task, found.value.numpy(), np.log(np.full((20, 2), 0.25)))
     np.testing.assert_allclose(value[:, 0], labels.values["teff"][:20], rtol=1e-6)
     np.testing.assert_allclose(error, np.array([[0.5 * task.spread[0], 0.5]] * 20))
+    np.testing.assert_allclose(wide, 1.96 * error)
+    task = replace(task, error_scale=(2.0, 1.0), error_tail=(3.0, 2.5))
+    _, error, wide = physical(task, found.value.numpy(), np.log(np.full((20, 2), 0.25)))
+    np.testing.assert_allclose(error[0], [task.spread[0], 0.5])
+    np.testing.assert_allclose(wide / error, np.array([[3.0, 2.5]] * 20))
 
 
 def test_the_loss_is_cross_entropy_and_the_gaussian_one() -> None:
@@ -136,7 +142,7 @@ def test_the_baseline_sees_the_pixels_of_each_object_in_the_order_asked(tmp_path
 
 
 def test_the_table_shows_ours_beside_the_baseline() -> None:
-    line = {"n": 9, "mad": 1.0, "std": 2.0, "bias": 0.0, "within_1_error": 0.68, "within_2_errors": 0.9}
+    line = {"n": 9, "mad": 1.0, "std": 2.0, "bias": 0.0, "within_1_error": 0.68, "within_95": 0.9}
     beside = {"mad": 3.0, "std": 4.0, "bias": 0.1}
     report = {"baseline": "xgboost", "classes": {"all": {"n": 8, "accuracy": 0.75, "baseline_accuracy": 0.5}},
               "parameters": {"all": {"teff": {**line, "baseline": beside}, "logg": line}}}  # fmt: skip

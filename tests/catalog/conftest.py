@@ -39,7 +39,8 @@ def rows() -> Rows:
         "embedding": rng.normal(size=(ROWS, 8)).astype(np.float32),
     }  # fmt: skip
     for name, low, high in (("teff", 3500, 8000), ("logg", 0, 5), ("z", 0, 2), ("oddity", -5, 5)):
-        for column, value in ((name, rng.uniform(low, high, ROWS)), (f"{name}_err", rng.uniform(0.01, 1, ROWS))):
+        error = rng.uniform(0.01, 1, ROWS)
+        for column, value in ((name, rng.uniform(low, high, ROWS)), (f"{name}_err", error), (f"{name}_err95", 2.1 * error)):
             applies = star | (name not in ("teff", "logg"))
             made[column] = np.where(applies, value, np.nan).astype(np.float32)
     return made

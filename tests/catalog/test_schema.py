@@ -18,12 +18,12 @@ ALL = (*columns(("STAR", "RR Lyrae"), (*PARAMETERS, "oddity")), EMBEDDING)
 def test_columns_in_order() -> None:
     assert [c.name for c in columns(("STAR", "RR Lyrae"), ("teff", "oddity"))] == [
         "object_id", "survey", "ra", "dec", "_healpix_29", "sn_median", "class", "class_prob", "p_star", "p_rr_lyrae",
-        "teff", "teff_err", "oddity", "oddity_err", "anomaly", "flags"]  # fmt: skip
+        "teff", "teff_err", "teff_err95", "oddity", "oddity_err", "oddity_err95", "anomaly", "flags"]  # fmt: skip
     assert [c.name for c in embedding_columns()] == ["object_id", "survey", "ra", "dec", "_healpix_29", "embedding"]
 
 
 def test_only_what_may_be_absent_is_nullable() -> None:
-    assert [c.name for c in columns(("A", "B"), ("teff",)) if c.nullable] == ["ra", "dec", "teff", "teff_err"]
+    assert [c.name for c in columns(("A", "B"), ("teff",)) if c.nullable] == ["ra", "dec", "teff", "teff_err", "teff_err95"]
     assert [c.name for c in columns((), ()) if c.nullable] == ["ra", "dec", "class_prob"]
 
 

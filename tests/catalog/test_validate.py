@@ -114,6 +114,7 @@ FAULTS: dict[str, tuple[Plant, set[str], str]] = {
     "unknown class": (cell("class", "BLOB"), {"classes"}, "class is not one of those"),
     "class_prob": (cell("class_prob", 0.01), {"classes"}, "class_prob is not"),
     "error": (cell("z_err", 0.0), {"errors"}, "z_err is not positive"),
+    "narrow interval": (cell("z_err95", 1e-3), {"errors"}, "z_err95 is smaller than z_err"),
     "error without value": (cell("z", np.nan), {"errors"}, "not both there"),
     "unknown flag": (cell("flags", 1 << 20), {"ranges"}, "flags is outside"),
     "healpix": (cell("_healpix_29", lambda row: row["_healpix_29"] + (1 << 20)), {"healpix"}, "not the pixel"),

@@ -20,6 +20,7 @@ def test_regression() -> None:
 def test_coverage_and_bound() -> None:
     found = metrics.coverage(TRUTH, VALUE, np.ones(5))
     assert found == {"cover 68 %": 0.4, "cover 95 %": 0.4} and metrics.coverage(TRUTH, VALUE, 2 * np.ones(5))["cover 95 %"] == 0.8
+    assert metrics.coverage(TRUTH, VALUE, np.ones(5), np.full(5, 1e9)) == {"cover 68 %": 0.4, "cover 95 %": 1.0}
     assert metrics.bound_ratio(TRUTH, VALUE, np.full(5, 0.5))["scatter / bound"] == pytest.approx(2 * 1.4826, rel=1e-4)
 
 

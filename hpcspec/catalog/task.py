@@ -70,9 +70,8 @@ class Predictor:
         return columns(self.task.classes, self.task.parameters)
 
     def __call__(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Embedding (N, D), probability (N, classes), value, error and half width of the
-        95 % interval ("wide", N, parameters), anomaly, and how many valid pixels,
-        epochs and tokens there are (N,)."""
+        """Embedding (N, D), probability (N, classes), value, error and half width of the 95 % interval (wide), each (N,
+        parameters), anomaly, and how many valid pixels, epochs and tokens there are (N,)."""
         batch = batch.to(self.device)
         with torch.inference_mode():
             encoded = self._encode(self.model, batch)

@@ -32,8 +32,8 @@ Expected = Callable[[Sequence[tuple[Observation, Arm]]], list[Modelled]]  # of o
 
 def repeats(work: Workspace, said: Experiment, result: Result) -> None:
     """Whether the nearest neighbour of an observation is another of the same object, for all and for those of some signal to
-    noise, which all the others are among. Uses data, runs, folders, match; the
-    baseline `pca` is the first 100 principal components of the training set, or of these objects where there is none."""
+    noise, sought among all. Uses data, runs, folders, match; the baseline `pca` is the first 100 principal components of the
+    training set, or of these objects where there is none."""
     data = work.evaluation.data[said.data]
     samples = {folder: work.sample(said.data, folder) for folder in said.folders}
     keys = np.concatenate([s.column(said.match) for s in samples.values()])

@@ -169,8 +169,8 @@ class Trained:
         return np.concatenate(found)
 
     def predict(self, objects: Iterable[Observation], names: Sequence[str] | None = None) -> Table:
-        """A row per object: object_id, class and its probabilities, and of each parameter (all, or those of these names) value,
-        error and half width of the 95 % interval, as in the catalogue but for its flags.
+        """A row per object: object_id, class and its probabilities, and of each parameter p (all, or those of these names) its
+        value p, error p_err and half width p_err95 of the 95 % interval, as in the catalogue but for its flags.
 
         Raises UserError for a name that the run has not learned, and for an object without a good pixel.
         """

@@ -31,7 +31,8 @@ def calibrated(residual: np.ndarray, error: np.ndarray) -> Calibration:
     enough = len(residual) >= FEW
     powers = POWERS if enough else POWERS[:1]
     power = powers[int(np.argmax([_likelihood(residual, error**p) for p in powers]))]
-    one, wide = np.quantile(np.abs(residual) / error**power, (ONE, WIDE))
+    # The k-th of n residuals holds k/(n+1) of other objects'.
+    one, wide = np.quantile(np.abs(residual) / error**power, (ONE, WIDE), method="weibull")
     scale = max(float(one), LEAST)
     return Calibration(scale, power, max(float(wide) / scale, 1.0) if enough else NORMAL)
 

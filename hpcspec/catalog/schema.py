@@ -127,7 +127,7 @@ def columns(classes: Sequence[str], parameters: Sequence[str]) -> tuple[Column, 
         unit, ucd, text, span = PARAMETERS.get(name, ("", "stat.value", f"Parameter {name}, in the unit of its labels", None))
         found.append(Column(name, "f4", unit, ucd, text, span, True, name))
         for error, share in (("err", 68), ("err95", 95)):
-            text = f"Error of {name}: of the true values, {share} % lie within it"
+            text = f"Half width of the interval about {name} that holds {share} % of the true values"
             of_error = unit.replace("dex(cm s-2)", "dex")
             found.append(Column(f"{name}_{error}", "f4", of_error, f"stat.error;{ucd}", text, None, True, name))
     found += _LAST

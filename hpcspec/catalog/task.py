@@ -128,7 +128,7 @@ def rows(
         flags[means & ((value < task.lowest[k]) | (value > task.highest[k]))] |= Flag.EXTRAPOLATED_LABEL
         flags[~means] |= Flag.NOT_APPLICABLE
         out |= {name: np.where(means, x, np.nan) for name, x in ((p, value), (f"{p}_err", error), (f"{p}_err95", wide))}
-    bad = ~np.all([np.isfinite(found[k]).all(1) for k in ("embedding", "probability", "value", "error")], axis=0)
+    bad = ~np.all([np.isfinite(found[k]).all(1) for k in ("embedding", "probability", "value", "error", "wide")], axis=0)
     if bad.any():
         raise UserError(
             f"the model gives NaN for object {out['object_id'][bad][0]!r} of {out['survey'][bad][0]}: its weights are damaged"
@@ -157,7 +157,8 @@ def catalog_task(config: Config, shards: Sequence[Path], predictor: Predictor, p
     torch.set_num_threads(settings.threads)
     index, words = open_index(shards), predictor.model.vocabulary
     flagging = settings.model_dump_json(include={"low_sn", "few_pixels", "few_epochs", "ambiguous"})
-    provenance = {"model_hash": predictor.hash, "data": index.fingerprint, "flagging": flagging}
+    named = ",".join(c.name for c in predictor.columns)
+    provenance = {"model_hash": predictor.hash, "data": index.fingerprint, "flagging": flagging, "columns": named}
     objects = 0
     for piece in plan(index, config, words)[task::tasks]:
         path = parts / f"{piece.name}.parquet"

@@ -9,6 +9,8 @@ from astropy.stats import mad_std
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from hpcspec.adapt.calibration import NORMAL
+
 CATASTROPHIC = 0.0033  # of Δz/(1+z): 1000 km/s
 
 
@@ -22,7 +24,7 @@ def coverage(truth: np.ndarray, value: np.ndarray, error: np.ndarray, wide: np.n
     """Share of the truths within one error and within the half width of the 95 % interval, that of a normal distribution if
     none is given."""
     off = np.abs(value - truth)
-    within = off <= (1.96 * error if wide is None else wide)
+    within = off <= (NORMAL * error if wide is None else wide)
     return {"cover 68 %": float((off <= error).mean()), "cover 95 %": float(within.mean())}
 
 

@@ -102,10 +102,12 @@ class ModelUnderTest:
         ingested the others find done."""
         known = digest(survey, str(folder), self._config.ingest.model_dump())
         shared, link = self._folder.parent.parent / "shards" / known, run_or_catalogue / "shards" / survey
+        shared.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink() and link.resolve() != shared.resolve():
+            link.unlink()
         if not link.exists():
-            shared.mkdir(parents=True, exist_ok=True)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(shared)
+            link.symlink_to(shared.resolve())
 
     def _train(self) -> None:
         marker = self._folder / "trained.json"

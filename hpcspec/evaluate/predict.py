@@ -13,6 +13,7 @@ import numpy as np
 from astropy.table import Table
 
 from hpcspec.catalog.schema import class_column
+from hpcspec.cluster.run import digest
 from hpcspec.errors import UserError
 from hpcspec.evaluate import curves, metrics, plots
 from hpcspec.evaluate.baselines import ALWAYS_ONCE, ONCE, SPECTRA, fit_predict, forest, scalar_table
@@ -24,7 +25,7 @@ from hpcspec.evaluate.workspace import Workspace
 from hpcspec.surveys.observation import Observation
 
 log = logging.getLogger(__name__)
-Features = dict[tuple[str, ...], dict[int, tuple[Observation, np.ndarray]]]  # by bands and id(object)
+Features = dict[tuple[str, ...], dict[str, np.ndarray]]  # by bands and what the curves are
 Predictions = dict[str, np.ndarray]  # by target; errors of parameters under "<target>_err" and "<target>_err95"
 
 
@@ -138,8 +139,8 @@ class Inputs:
         self._metadata = metadata
         self._grid: np.ndarray | None = None
         self._bands: list[str] = []
-        # by id(): folders may have other objects under the same identifiers; the object is kept, so that it stays the only one
         self._features: Features = {} if features is None else features
+        # by id(): folders may have other objects under the same identifiers; the object is kept, so that it stays the only one
         self._rows: dict[int, tuple[Observation, np.ndarray, np.ndarray]] = {}
 
     def pixels(self, sample: Sample) -> Pixels:
@@ -159,11 +160,12 @@ class Inputs:
         """Of objects with light curves, and their scalars where metadata may be used: (n, m)."""
         self._bands = self._bands or sorted({c.band for one in sample.objects for c in one.curves})
         known = self._features.setdefault(tuple(self._bands), {})
-        new = [one for one in sample.objects if id(one) not in known]
+        keys = [digest([(c.band, c.time.tobytes(), c.value.tobytes(), c.ivar.tobytes()) for c in one.curves])
+                for one in sample.objects]  # fmt: skip
+        new = {key: one for key, one in zip(keys, sample.objects, strict=True) if key not in known}
         if new:
-            made = curves.features(new, self._bands)
-            known |= {id(one): (one, row) for one, row in zip(new, made, strict=True)}
-        return np.stack([known[id(one)][1] for one in sample.objects])
+            known |= zip(new, curves.features(list(new.values()), self._bands), strict=True)
+        return np.stack([known[key] for key in keys])
 
     def scalars(self, *samples: Sample) -> list[np.ndarray]:
         """Scalars of samples (n, m), NaN where missing: of the names that the first has."""

@@ -46,7 +46,7 @@ def repeats(work: Workspace, said: Experiment, result: Result) -> None:
 
     def found(method: str, vectors: np.ndarray, model: bool) -> None:
         for low in (0, *SIGNAL):
-            of = noise >= low
+            of = noise >= low if low else np.ones(len(noise), bool)
             figures = {f"retrieval@{k}": metrics.retrieval(vectors, keys, k, of=of) for k in (1, 5)}
             if (of & twice).any():
                 name = f"repeats with a median S/N of {low} or more" if low else "repeats"

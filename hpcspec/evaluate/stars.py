@@ -14,6 +14,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
+from hpcspec.adapt.calibration import NORMAL
 from hpcspec.errors import UserError
 from hpcspec.evaluate import metrics, plots
 from hpcspec.evaluate.baselines import ALPHAS, scalar_table
@@ -177,7 +178,9 @@ def _scored(target: str, test: Sample, found: Predictions) -> tuple[dict[str, fl
     figures = metrics.regression(truth[use], value[use])
     error = found.get(f"{target}_err")
     if error is not None:
-        figures |= metrics.coverage(truth[use], value[use], np.hypot(error, own)[use])
+        wide = found.get(f"{target}_err95")
+        wide = None if wide is None else np.hypot(wide, NORMAL * own)[use]
+        figures |= metrics.coverage(truth[use], value[use], np.hypot(error, own)[use], wide)
     if use.sum() < having:
         figures["without a value"] = float(1 - use.sum() / having)
     return figures, int(use.sum())

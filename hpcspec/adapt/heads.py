@@ -233,8 +233,11 @@ def physical(task: Task, mean: np.ndarray, log_variance: np.ndarray) -> tuple[np
 
 
 class Adapted(nn.Module):
-    """Encoder and head, the fit that refines its answers if there is one, and where the training objects' summaries lie."""
+    """Encoder and head, the fit that refines its answers if there is one, where the training objects' summaries lie, and the
+    space in which they are published."""
 
+    embedding_mean: torch.Tensor
+    embedding_map: torch.Tensor
     anomaly_mean: torch.Tensor
     anomaly_whitening: torch.Tensor
 
@@ -242,6 +245,8 @@ class Adapted(nn.Module):
         super().__init__()
         self.model, self.head, self.refine = model, head, refine
         width = model.config.width
+        self.register_buffer("embedding_mean", torch.zeros(width))
+        self.register_buffer("embedding_map", torch.eye(width))
         self.register_buffer("anomaly_mean", torch.zeros(width))
         self.register_buffer("anomaly_whitening", torch.eye(width))
 
@@ -255,6 +260,10 @@ class Adapted(nn.Module):
         logits, mean, log_variance, _ = self.head(encoded)
         fitted = self.refine(batch, mean) if self.refine is not None else ()
         return Answers(logits, mean, log_variance, *fitted)
+
+    def embedding(self, summary_ND: torch.Tensor) -> torch.Tensor:
+        """(N, D) of summaries (`adapt/embedding.py`)."""
+        return (summary_ND - self.embedding_mean) @ self.embedding_map
 
     def anomaly(self, summary_ND: torch.Tensor) -> torch.Tensor:
         """(N,) root mean square of the whitened summary: Mahalanobis distance from the training objects over √D, about 1

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hpcspec.adapt.calibration import calibrated
+from hpcspec.adapt.embedding import fit_embedding
 from hpcspec.adapt.fit import EVALUATION_TOKENS, evaluated, fit
 from hpcspec.adapt.heads import Adapted, Answers, Head, Task, make_task, targets, without
 from hpcspec.adapt.labels import LabelSet, describe, label_names, load_labels, wanted
@@ -105,7 +106,10 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
                  *map(len, (parts.train, parts.calibration, parts.test)), ranks.size, ranks.device.type)  # fmt: skip
     adapted = Adapted(model, Head(task, model.config.width, model.config.heads, settings.dropout)).to(ranks.device)
     items = read(parts.train[ranks.rank :: ranks.size])
-    limit = _fit_anomaly(adapted, items, ranks)
+    summaries = evaluated(adapted, items, lambda batch: [model.summary(model.encode(batch))])
+    known = {n: found[0].float().numpy() for n, found in summaries.items()}
+    limit = _fit_anomaly(adapted, known, ranks)
+    fit_embedding(adapted, items, known, (index.column("ra"), index.column("dec")), ranks)
     began = time.monotonic()
     if labelled:
         needed = settings.refine or (settings.relabel and settings.mode != "frozen")
@@ -169,13 +173,12 @@ def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, 
     return replace(task, error_scale=scales, error_power=powers, error_tail=tails, temperature=temperature)
 
 
-def _fit_anomaly(adapted: Adapted, items: Mapping[int, Tokens], ranks: Ranks) -> float:
+def _fit_anomaly(adapted: Adapted, known: Mapping[int, np.ndarray], ranks: Ranks) -> float:
     """Mean and whitening of the pretrained summaries of all ranks' training objects (Ledoit & Wolf 2004 covariance); returns
     the anomaly score that 99.9 % of them stay below."""
     from sklearn.covariance import LedoitWolf  # seconds to import
 
-    found = evaluated(adapted, items, lambda batch: [adapted.model.summary(adapted.model.encode(batch))])
-    summaries = torch.from_numpy(np.concatenate(ranks.gather(torch.stack([f[0] for f in found.values()]).numpy())))
+    summaries = torch.from_numpy(np.concatenate(ranks.gather(np.stack(list(known.values())))))
     fitted = LedoitWolf().fit(summaries.double().numpy())
     values, vectors = np.linalg.eigh(fitted.covariance_)
     adapted.anomaly_mean.copy_(torch.tensor(fitted.location_))

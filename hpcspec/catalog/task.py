@@ -82,13 +82,14 @@ class Predictor:
             typical = self.model.summary(self._encode(self.model, given)) if self.task.withheld else summary
             answers = Answers(*(None if x is None else x.cpu().numpy() for x in self.adapted.answers(read, given)))
             anomaly = self.adapted.anomaly(typical).cpu().numpy()
+            embedding = self.adapted.embedding(summary).cpu().numpy()
         value, error, wide = physical(self.task, *answers.together(self.task))
         logits = answers.logits
         probability = softmax(logits.astype(np.float64) / self.task.temperature, axis=1) if logits.shape[1] else logits
         _, of_spectra, of_curves = batch.owners
         pixels, epochs = (np.bincount(owner.cpu().numpy(), torch.isfinite(sigma).sum(1).cpu().numpy(), minlength=len(batch))
                           for owner, sigma in ((of_spectra, batch.spectra.sigma), (of_curves, batch.curves.sigma)))  # fmt: skip
-        return {"embedding": summary.cpu().numpy(), "probability": probability, "value": value, "error": error, "wide": wide,
+        return {"embedding": embedding, "probability": probability, "value": value, "error": error, "wide": wide,
                 "anomaly": anomaly, "pixels": pixels, "epochs": epochs, "tokens": np.array(batch.lengths) - 1}  # fmt: skip
 
     def _encode(self, model: Unified, batch: Batch) -> Encoded:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from astropy.table import Table
+from astropy.units import UnitsWarning
 
 from hpcspec.atomic import read_json, write_json, write_text
 from hpcspec.cluster.run import digest
@@ -148,7 +150,9 @@ class ModelUnderTest:
             arguments: list[str | Path] = ["catalog", "--run", self.path, "--survey", survey, "--input", folder, "--output", out]
             seconds = submit([*arguments, "--executor", "local"], self._log, self._minutes)
             write_json(out / "evaluated.json", {"seconds": seconds})
-        table = Table.read(out / f"hpcspec-{survey}.fits", character_as_bytes=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnitsWarning)  # dex, which FITS doesn't know
+            table = Table.read(out / f"hpcspec-{survey}.fits", character_as_bytes=False)
         vectors = pq.read_table(out / f"hpcspec-{survey}-embeddings.parquet", columns=["object_id", "embedding"])
         by_id = dict(zip(vectors["object_id"].to_pylist(), vectors["embedding"].to_numpy(), strict=True))
         table["embedding"] = np.stack([by_id[i] for i in table["object_id"].tolist()])

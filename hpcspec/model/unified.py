@@ -22,7 +22,7 @@ from hpcspec.config import Model
 from hpcspec.model.attention import AttentionPool, Block, Packing, segments
 from hpcspec.model.embeddings import EpochEmbedding, PatchEmbedding, ScalarEmbedding, TimeEmbedding, WavelengthEmbedding
 from hpcspec.model.first_guess import first_guess
-from hpcspec.model.views import another_view
+from hpcspec.model.views import another_view, over, unit_of
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.vocabulary import KINDS, OBJECT, Vocabulary
 
@@ -181,6 +181,9 @@ class Unified(nn.Module):
         hides = bool(batch.hidden.any())
         seen = batch.take(~batch.hidden) if hides else batch
         asked = batch.take(batch.hidden if hides else batch.kind != OBJECT)
+        if hides:  # a spectrum that is to be predicted from another doesn't set its unit
+            unit = unit_of(seen)
+            seen, asked = over(seen, unit), over(asked, unit)
         tokens = self.embed(seen)
         encoded = self._transform(tokens, Packing(seen.lengths))
         losses = {}

@@ -134,7 +134,8 @@ class Training(Section):
     mask: float | tuple[float, float] = 0.5
     """Share of each object's tokens that is hidden and asked for, or its least and most; 0 hides nothing and asks for all."""
     hide_whole: float = Field(default=0.2, ge=0, le=1)
-    """Of the objects with several spectra, bands or scalars, the share of which one whole of these is hidden instead."""
+    """Of the objects with several spectra, bands or scalars, the share of which one whole of these is hidden instead; of objects
+    that are scalars alone, a share `mask` of their series (bp_0, bp_1, … are one) and single scalars."""
     summary_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the queries that must also be answered from the summary alone, which makes it a good embedding."""
     halves: float = Field(default=0.3, ge=0)
@@ -215,8 +216,8 @@ class Adapt(Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     noise: float = Field(default=0.5, ge=0)
     """Training adds noise of up to this many σ to every measurement (mode: low_rank and full)."""
-    drop_tokens: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the tokens left out at random in training (mode: low_rank and full)."""
+    drop_tokens: float | tuple[float, float] = 0.1
+    """Share of the tokens left out at random in training, or its least and most (mode: low_rank and full)."""
     relabel: float = Field(default=0.0, ge=0, le=1)
     """Share of the training spectra that are moved to other labels in their neighbourhood (mode: low_rank and full). For
     parameters that make a spectrum what it is, as those of stars do; objects with other measurements stay as they are."""
@@ -237,6 +238,18 @@ class Adapt(Section):
     """Processes with `--executor local`; on a cluster the site says how many."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of a rank where there is no GPU."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Adapt:
+        least, most = self.dropped
+        if not 0 <= least <= most < 1:
+            raise ValueError(f"drop_tokens {self.drop_tokens} is not a share, or a lower and a higher one, from 0 to below 1")
+        return self
+
+    @property
+    def dropped(self) -> tuple[float, float]:
+        """The least and the most of `drop_tokens`."""
+        return self.drop_tokens if isinstance(self.drop_tokens, tuple) else (self.drop_tokens, self.drop_tokens)
 
 
 class Catalog(Section):

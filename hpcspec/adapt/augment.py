@@ -27,7 +27,7 @@ def augmented(tokens: Tokens, kinds: np.ndarray, rng: np.random.Generator, setti
     allowed = [(of_scalars != OBJECT) & wanted[of_scalars], *(np.full(len(group[0]), wanted[kind])
                for kind, group in ((SPECTRA, tokens.spectra), (CURVES, tokens.curves)))]  # fmt: skip
     everything = np.concatenate(allowed)
-    left = everything & (rng.random(len(everything)) >= settings.drop_tokens)
+    left = everything & (rng.random(len(everything)) >= rng.uniform(*settings.dropped))
     if everything.any() and not left.any():
         left[rng.choice(np.flatnonzero(everything))] = True
     keep = np.split(left, np.cumsum([len(of) for of in allowed[:-1]]))

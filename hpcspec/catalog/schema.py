@@ -74,7 +74,8 @@ _POSITION = (
     Column("_healpix_29", "i8", "", "pos.healpix", "HEALPix index of order 29, nested, of ra and dec; -1 without them",
            (NOWHERE, 12 * 4**29 - 1)),
 )
-EMBEDDING = Column("embedding", "f4", "", "stat.param", "The model's summary of the object: a vector of fixed length")
+EMBEDDING = Column("embedding", "f4", "", "stat.param",
+                   "The model's summary of the object: the nearer two of them by cosine, the more alike the objects")  # fmt: skip
 _SN = Column("sn_median", "f4", "", "stat.snr;stat.median", "Median signal to noise per valid native pixel", (-1e3, 1e5))
 _LAST = (
     Column("anomaly", "f4", "", "stat.value", "How unusual the object is among those of the run; larger is stranger"),

@@ -15,13 +15,14 @@ from hpcspec.stream.split import mix
 from hpcspec.stream.vocabulary import OF_CURVE, OF_SPECTRUM, PERIOD, SCALARS, Vocabulary
 
 SN = 1e-3  # least signal to noise that a token tells apart
-ALL_SCALARS, NO_PART = -1, -2
+ALL_SCALARS, NO_PART, FIRST_SERIES = -1, -2, -3  # parts of an object; series of scalars count downwards
 
 
 @dataclass(frozen=True)
 class Hiding:
     """What a training step hides: of each object a share of its tokens between `least` and `most`, or, of `whole` of the
-    objects that have several, one spectrum, one band or all its scalars."""
+    objects that have several, one spectrum, one band or all its scalars; of those that are scalars alone as large a share of
+    their series."""
 
     least: float
     most: float
@@ -51,7 +52,9 @@ def tokenize(packed: Packed, vocabulary: Vocabulary, hiding: Hiding | None = Non
     if hiding is not None and hiding.most + hiding.whole > 0:
         segments = torch.bincount(packed.owner, minlength=count)
         before = (segments.cumsum(0) - segments)[packed.owner]
-        measured = torch.where(kinds[scalars.name] == SCALARS, ALL_SCALARS, NO_PART)
+        alone = torch.bincount(packed.owner[of_patch], minlength=count) + torch.bincount(packed.owner[of_epochs], minlength=count)
+        series = torch.from_numpy(FIRST_SERIES - vocabulary.series).to(device)[scalars.name]
+        measured = torch.where(kinds[scalars.name] != SCALARS, NO_PART, torch.where(alone[of_scalar] == 0, series, ALL_SCALARS))
         part = torch.cat([measured, *(of - before[of] for of in (of_patch, of_epochs))])[order]
         own = torch.cat([_never_hidden(scalars.name, vocabulary), *(torch.zeros_like(of, dtype=torch.bool)
                                                                     for of in (of_patch, of_epochs))])[order]  # fmt: skip
@@ -92,7 +95,8 @@ def hide(
 ) -> np.ndarray:
     """(T,) bool: the tokens hidden of objects of these lengths (N,), never their `own` (T,), at least one hidden and one seen
     where there are two others; `part` (T,) says what belongs together, NO_PART is what a spectrum or a light curve says of itself
-    as a scalar. It is a function of seed, epoch, number and tokens."""
+    as a scalar. Of whole parts one is hidden, of series as large a share as of tokens. It is a function of seed, epoch, number
+    and tokens."""
     owner, edges = np.repeat(np.arange(len(lengths)), lengths), np.cumsum(lengths) - lengths
     within = np.arange(len(owner)) - edges[owner]
     of_object = mix(mix(numbers.astype(np.uint64), how.seed) + epochs.astype(np.uint64), 1)
@@ -104,11 +108,20 @@ def hide(
     hidden = np.zeros(len(owner), bool)
     hidden[order] = within < number[owner]
     if how.whole:
-        parts = ~own & (part != NO_PART)
-        rank = np.where(parts, mix(of_object[owner] + part.astype(np.uint64), 4), np.iinfo(np.uint64).max)
-        chosen = parts & (rank == np.minimum.reduceat(rank, edges)[owner])
-        several = np.add.reduceat(parts.astype(np.int64), edges) > np.add.reduceat(chosen.astype(np.int64), edges)
-        hidden = np.where((several & (uniform(mix(of_object, 5)) < how.whole))[owner], chosen, hidden)
+        parts = np.flatnonzero(~own & (part != NO_PART))
+        rank = mix(of_object[owner[parts]] + part[parts].astype(np.uint64), 4)
+        ordered = np.lexsort((rank, owner[parts]))
+        of, ranks = owner[parts][ordered], rank[ordered]
+        begins = np.append(True, (of[1:] != of[:-1]) | (ranks[1:] != ranks[:-1]))[: len(of)]  # of each part of each object
+        there = np.bincount(of[begins], minlength=len(lengths))
+        place = np.cumsum(begins) - 1 - (there.cumsum() - there)[of]
+        wanted = np.ones(len(lengths), np.int64)
+        series = np.zeros(len(lengths), bool)
+        series[owner[parts][part[parts] <= FIRST_SERIES]] = True
+        wanted[series] = np.clip(np.rint(share * there), 1, there - 1)[series]
+        chosen = np.zeros(len(owner), bool)
+        chosen[parts[ordered]] = place < wanted[of]
+        hidden = np.where(((there > 1) & (uniform(mix(of_object, 5)) < how.whole))[owner], chosen, hidden)
     return hidden
 
 

@@ -48,6 +48,12 @@ class Vocabulary:
         counts = (1, len(OF_SPECTRUM), len(OF_CURVE) * len(self.bands))
         return np.concatenate([np.repeat([OBJECT, SPECTRA, CURVES], counts), np.array(derived, np.int64)])
 
+    @cached_property
+    def series(self) -> np.ndarray:
+        """(names,) int64: the series that each of `names` belongs to, numbered names of one stem (bp_0, bp_1, …) or itself."""
+        stems = [name.rstrip("0123456789") for name in self.names]
+        return np.unique(stems, return_inverse=True)[1].astype(np.int64)
+
     @property
     def period(self) -> int | None:
         """Place of `PERIOD` in `measured`."""

@@ -72,6 +72,9 @@ def test_of_each_form_about_the_share_asked_is_left_out_and_never_all() -> None:
         count = len(tokens.groups[group][0]) - (group == 0)
         left = np.mean([len(one.groups[group][0]) - (group == 0) for one in found])
         assert left / count == pytest.approx(0.7, abs=0.05)
+    least, most = (np.array([len(changed(tokens, seed, drop_tokens=share)) for seed in range(400)]) / len(tokens)
+                   for share in (0.5, (0.1, 0.9)))  # fmt: skip
+    assert least.std() < 0.1 and most.std() > 0.2 and most.mean() == pytest.approx(0.5, abs=0.05)
     nearly = [changed(tokens, seed, drop_tokens=0.99) for seed in range(50)]
     assert all(len(one) >= 2 and one.scalars.name[0] == 0 for one in nearly)
     rows = {row.tobytes() for row in tokens.spectra.values}

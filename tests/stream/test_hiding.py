@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.tokens import Hiding, hide, tokenize
-from hpcspec.stream.vocabulary import PERIOD, SCALARS
+from hpcspec.stream.vocabulary import PERIOD, SCALARS, Vocabulary
 from hpcspec.surveys.observation import Observation
 from tests.making import WORDS, curve, packed, spectrum, star, tensors
 from tests.stream.cases import light_curve, thing
@@ -161,3 +161,27 @@ def test_a_single_spectrum_is_never_hidden_as_a_whole() -> None:
     parts = zip(made.hidden.split(made.lengths), made.lengths, strict=True)
     assert all(0 < int(part.sum()) < length - 3 for part, length in parts)
     assert tokenized([star(n) for n in range(9)], Hiding(0.0, 0.0, 1.0)).hidden.any()
+
+
+def test_whole_parts_of_scalars_alone_are_series_and_single_ones() -> None:
+    of = Vocabulary(8, 4, measured=("bp_0", "bp_1", "bp_2", "j_h", "rp_0", "rp_1", "teff"))
+    names = np.array(of.names)
+    ones = [spectrum(n, (), scalars={name: (1.0, 0.1) for name in of.measured}) for n in range(300)]
+    seen = set()
+    for shares, count in (((0.5, 0.5), {2}), ((0.1, 0.9), {1, 2, 3})):
+        made = tokenize(packed(ones, of=of), of, Hiding(*shares, 1.0))
+        for part, rows in zip(made.hidden.split(made.lengths), made.order.split(made.lengths), strict=True):
+            hidden = set(names[made.scalars.name[rows[part]].numpy()].tolist())
+            whole = {name.rstrip("0123456789") for name in hidden}
+            assert hidden == {name for name in of.measured if name.rstrip("0123456789") in whole} and len(whole) in count
+            seen.add((shares, len(whole)))
+    assert len(seen) == 4
+    assert {name: of.series[i] for i, name in enumerate(of.names) if name[1:3] == "p_"} == {
+        **{f"bp_{k}": of.series[of.names.index("bp_0")] for k in range(3)},
+        **{f"rp_{k}": of.series[of.names.index("rp_0")] for k in range(2)}}  # fmt: skip
+    beside = [spectrum(n, pixels=100, scalars=ones[n].scalars) for n in range(30)]
+    made = tokenize(packed(beside, of=of), of, Hiding(0.5, 0.5, 1.0))
+    for part, rows in zip(made.hidden.split(made.lengths), made.order.split(made.lengths), strict=True):
+        hidden = rows[part]
+        of_scalars = hidden[hidden < len(made.scalars.name)]
+        assert len(of_scalars) in (0, len(of.measured))  # beside a spectrum they are one part

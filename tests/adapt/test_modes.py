@@ -111,7 +111,12 @@ def test_a_predictor_reads_what_was_written(data: Path, found: dict, mode: str) 
     epochs = [sum(int((part.ivar > 0).sum()) for part in star(n, 40, 12).curves) for n in given.objects.tolist()]
     assert rows["pixels"].tolist() == counts and rows["epochs"].tolist() == epochs
     with torch.inference_mode():
-        np.testing.assert_array_equal(rows["embedding"], made().summary(made().encode(given)).numpy())  # of the pretrained one
+        summary = made().summary(made().encode(given))  # of the pretrained one
+        np.testing.assert_array_equal(rows["embedding"], predictor.adapted.embedding(summary).numpy())
+    weights = load_file(data / mode / "weights.safetensors")
+    expected = (summary - weights["embedding_mean"]) @ weights["embedding_map"]
+    torch.testing.assert_close(torch.tensor(rows["embedding"]), expected, rtol=1e-3, atol=1e-3)
+    assert all(torch.equal(weights[f"embedding_{name}"], found["frozen"][f"embedding_{name}"]) for name in ("mean", "map"))
 
 
 def test_weights_of_another_model_are_refused(data: Path, found: dict, tmp_path: Path) -> None:

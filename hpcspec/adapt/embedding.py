@@ -24,8 +24,8 @@ from hpcspec.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 MOST, LEAST = 10, 2  # objects observed again, over all ranks, for each dimension, and with fewer of which there is no map
-SYSTEMATICS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # what observations differ by beside the noise, as a share of all differences
-USUAL = 0.003  # … where too few objects were observed repeatedly to tell
+SYSTEMATICS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # what observations differ by beside the noise, of all differences
+UNKNOWN = 0.0  # … where too few objects were observed repeatedly to tell
 SAME, FEW = np.radians(1.5 / 3600), 10  # how near on the sky the same object is; objects, to judge by
 
 
@@ -54,7 +54,7 @@ def fit_embedding(adapted: Adapted, items: Mapping[int, Tokens], summaries: Mapp
     within = np.cov((pairs[:, 0] - pairs[:, 1]).T) / 2
     between = np.cov(pairs.mean(1).T) - within / 2
     same = _repeats(*(x[np.array(numbers)] for x in sky))
-    chosen = USUAL
+    chosen = UNKNOWN
     if len(np.unique(same)) >= FEW:
         scores = [_found((vectors - mean) @ directions(within, between, s), same) for s in SYSTEMATICS]
         chosen = SYSTEMATICS[int(np.argmax(scores))]

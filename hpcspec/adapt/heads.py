@@ -149,6 +149,14 @@ class Head(nn.Module):
         return Output(logits, mean, log_variance, distribution)
 
 
+def encoded(model: Unified, batch: Batch) -> Encoded:
+    """What the encoder says, f4, in bfloat16 on a GPU."""
+    device = batch.order.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        found = model.encode(batch)
+    return replace(found, tokens=found.tokens.float())
+
+
 class Answers(NamedTuple):
     """Logits (N, classes), means and log variances (N, parameters), standardised, of the head and of the fit."""
 
@@ -254,6 +262,10 @@ class Adapted(nn.Module):
     def device(self) -> torch.device:
         """Where it is."""
         return self.anomaly_mean.device
+
+    def summary(self, batch: Batch) -> torch.Tensor:
+        """(N, D) f4 summaries of objects by its encoder: after training further, not those that are published."""
+        return self.model.summary(encoded(self.model, batch)).float()
 
     def answers(self, encoded: Encoded, batch: Batch) -> Answers:
         """What the head, and the fit that goes on from it, say of objects."""

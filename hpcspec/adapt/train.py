@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hpcspec.adapt.calibration import calibrated
-from hpcspec.adapt.embedding import fit_embedding
+from hpcspec.adapt.embedding import fit_embedding, repeats, sampled
 from hpcspec.adapt.fit import EVALUATION_TOKENS, evaluated, fit
 from hpcspec.adapt.heads import Adapted, Answers, Head, Task, make_task, targets, without
 from hpcspec.adapt.labels import LabelSet, describe, label_names, load_labels, wanted
@@ -27,7 +27,7 @@ from hpcspec.model.weights import load_model, save_weights
 from hpcspec.stream.batch import Batch, Tokens, apart
 from hpcspec.stream.batches import ordered_batches
 from hpcspec.stream.index import DataIndex, open_index
-from hpcspec.training.ranks import Ranks, start
+from hpcspec.training.ranks import start
 
 log = logging.getLogger(__name__)
 FEWEST = 5  # objects of each side of a split
@@ -106,10 +106,14 @@ def adapt(config: Config, shards: Sequence[Path], weights: Path, folder: Path) -
                  *map(len, (parts.train, parts.calibration, parts.test)), ranks.size, ranks.device.type)  # fmt: skip
     adapted = Adapted(model, Head(task, model.config.width, model.config.heads, settings.dropout)).to(ranks.device)
     items = read(parts.train[ranks.rank :: ranks.size])
-    summaries = evaluated(adapted, items, lambda batch: [model.summary(model.encode(batch))])
-    known = {n: found[0].float().numpy() for n, found in summaries.items()}
-    limit = _fit_anomaly(adapted, known, ranks)
-    fit_embedding(adapted, items, known, (index.column("ra"), index.column("dec")), ranks)
+    of = repeats(index, parts.train)
+    some = sampled(parts.train, of, config.seed)
+    chosen = parts.train[some].tolist()
+    found = evaluated(adapted, {n: items[n] for n in chosen if n in items}, lambda batch: [adapted.summary(batch)])
+    known = {n: rows[0].numpy() for part in ranks.gather(found) for n, rows in part.items()}
+    vectors = np.stack([known[n] for n in chosen])
+    limit = _fit_anomaly(adapted, vectors)
+    fit_embedding(adapted, items, vectors, of[some], ranks)
     began = time.monotonic()
     if labelled:
         needed = settings.refine or (settings.relabel and settings.mode != "frozen")
@@ -173,14 +177,13 @@ def _calibrate(adapted: Adapted, items: Mapping[int, Tokens], labels: LabelSet, 
     return replace(task, error_scale=scales, error_power=powers, error_tail=tails, temperature=temperature)
 
 
-def _fit_anomaly(adapted: Adapted, known: Mapping[int, np.ndarray], ranks: Ranks) -> float:
-    """Mean and whitening of the pretrained summaries of all ranks' training objects (Ledoit & Wolf 2004 covariance); returns
-    the anomaly score that 99.9 % of them stay below."""
+def _fit_anomaly(adapted: Adapted, summaries: np.ndarray) -> float:
+    """Mean and whitening of the pretrained summaries (n, D) of training objects (Ledoit & Wolf 2004 covariance); returns the
+    anomaly score that 99.9 % of them stay below."""
     from sklearn.covariance import LedoitWolf  # seconds to import
 
-    summaries = torch.from_numpy(np.concatenate(ranks.gather(np.stack(list(known.values())))))
-    fitted = LedoitWolf().fit(summaries.double().numpy())
+    fitted = LedoitWolf().fit(summaries.astype(np.float64))
     values, vectors = np.linalg.eigh(fitted.covariance_)
     adapted.anomaly_mean.copy_(torch.tensor(fitted.location_))
     adapted.anomaly_whitening.copy_(torch.tensor(vectors / np.sqrt(np.maximum(values, 1e-9 * values.max()))))
-    return float(np.quantile(adapted.anomaly(summaries.to(adapted.device)).cpu().numpy(), 0.999))
+    return float(np.quantile(adapted.anomaly(torch.from_numpy(summaries).to(adapted.device)).cpu().numpy(), 0.999))

@@ -6,21 +6,20 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.special import softmax
 
-from hpcspec.adapt.heads import Adapted, Answers, Head, Task, physical, without
+from hpcspec.adapt.heads import Adapted, Answers, Head, Task, encoded, physical, without
 from hpcspec.adapt.refine import Refine
 from hpcspec.atomic import file_hash
 from hpcspec.catalog.parts import open_part, provenance_of, write_part
 from hpcspec.catalog.schema import NOWHERE, Column, Flag, class_column, columns
 from hpcspec.config import Catalog, Config
 from hpcspec.errors import UserError
-from hpcspec.model.unified import Encoded, Unified
 from hpcspec.model.weights import load_model, load_weights
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.batches import ordered_batches, prefetch
@@ -74,14 +73,13 @@ class Predictor:
         parameters), anomaly, and how many valid pixels, epochs and tokens there are (N,)."""
         batch = batch.to(self.device)
         with torch.inference_mode():
-            encoded = self._encode(self.model, batch)
-            summary = self.model.summary(encoded)
-            given, read = without(batch, self.task.withheld, self.model.vocabulary), encoded
-            if self.task.separate_encoder or self.task.withheld:
-                read = self._encode(self.adapted.model, given)
-            typical = self.model.summary(self._encode(self.model, given)) if self.task.withheld else summary
+            given = without(batch, self.task.withheld, self.model.vocabulary)
+            read = encoded(self.model, given)
+            summary = self.model.summary(read)
+            if self.task.separate_encoder:
+                read = encoded(self.adapted.model, given)
             answers = Answers(*(None if x is None else x.cpu().numpy() for x in self.adapted.answers(read, given)))
-            anomaly = self.adapted.anomaly(typical).cpu().numpy()
+            anomaly = self.adapted.anomaly(summary).cpu().numpy()
             embedding = self.adapted.embedding(summary).cpu().numpy()
         value, error, wide = physical(self.task, *answers.together(self.task))
         logits = answers.logits
@@ -91,11 +89,6 @@ class Predictor:
                           for owner, sigma in ((of_spectra, batch.spectra.sigma), (of_curves, batch.curves.sigma)))  # fmt: skip
         return {"embedding": embedding, "probability": probability, "value": value, "error": error, "wide": wide,
                 "anomaly": anomaly, "pixels": pixels, "epochs": epochs, "tokens": np.array(batch.lengths) - 1}  # fmt: skip
-
-    def _encode(self, model: Unified, batch: Batch) -> Encoded:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            encoded = model.encode(batch)
-        return replace(encoded, tokens=encoded.tokens.float())
 
 
 def rows(

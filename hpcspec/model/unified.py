@@ -132,7 +132,7 @@ class Unified(nn.Module):
         return replace(encoded, log_wavelength=torch.cat([nan[0], wavelength.log(), nan[1]])[batch.order])
 
     def summary(self, encoded: Encoded) -> torch.Tensor:
-        """(N, D): one vector per object of all that is known of it, its embedding in the catalogue."""
+        """(N, D): one vector per object of all that is known of it."""
         return self.pool(encoded.tokens, encoded.packing)
 
     def summary_of(self, batch: Batch, kind: int) -> torch.Tensor:
@@ -180,7 +180,7 @@ class Unified(nn.Module):
         is hidden."""
         hides = bool(batch.hidden.any())
         seen = batch.take(~batch.hidden) if hides else batch
-        asked = batch.take(batch.hidden if hides else batch.kind != OBJECT)
+        asked = hidden = batch.take(batch.hidden if hides else batch.kind != OBJECT)
         if hides:  # a spectrum that is to be predicted from another doesn't set its unit
             unit = unit_of(seen)
             seen, asked = over(seen, unit), over(asked, unit)
@@ -195,7 +195,7 @@ class Unified(nn.Module):
             from_summary = self._likelihood(part, summary, Packing((1,) * len(batch)), reconstruction)
             losses["loss_summary"] = torch.stack(list(from_summary.values())).sum()
         if halves > 0:
-            losses["loss_halves"] = halves * self._halves(summary, asked)
+            losses["loss_halves"] = halves * self._halves(summary, hidden)
         if contrastive > 0:
             losses["loss_contrastive"] = contrastive * self._agreement(seen, tokens)
         losses["loss"] = torch.stack(list(losses.values())).sum()

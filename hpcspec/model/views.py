@@ -1,5 +1,5 @@
-"""Another view of an object, as another night would give it: the agreement of halves is not to be found in what is of the
-observation and not of the object."""
+"""Views of an object: as another night would give it, so that the agreement of halves is not to be found in what is of the
+observation and not of the object, and so that what observations differ by is known; and in units of what is seen of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def cropped(batch: Batch) -> Batch:
     within = torch.arange(len(owner), device=device) - (count.cumsum(0) - count)[owner[order]]
     place = torch.empty(len(owner), device=device).index_copy_(0, order, within + 0.5) / count[owner]
     first, last = (CROP * torch.rand(2, len(batch), device=device))[:, owner]
-    keep = (place >= first) & (place <= 1 - last)
+    middle = torch.empty(len(owner), dtype=torch.long, device=device).index_copy_(0, order, within) == count[owner] // 2
+    keep = (place >= first) & (place <= 1 - last) | middle
     of_spectrum = (batch.scalars.name == FLUX_SCALE) | (batch.scalars.name == SN)
     epochs = torch.ones(len(batch.curves.band), dtype=torch.bool, device=device)
     return batch.take(torch.cat([~of_spectrum, keep, epochs])[batch.order])
@@ -83,7 +84,7 @@ def over(batch: Batch, unit_N: torch.Tensor) -> Batch:
     said = torch.where(batch.scalars.name == FLUX_SCALE, unit_N[batch.owners[0]].log10(), 0)
     flux, log_error, local = spectra.values.unbind(-1)
     log_error = log_error - torch.where(torch.isfinite(spectra.sigma), unit.log10(), 0)
-    values = torch.stack([flux / unit, log_error, local], dim=-1)
+    values = torch.stack([(flux / unit).clamp(-LIMIT, LIMIT), log_error.clamp(*LOG_ERROR), local], dim=-1)
     return replace(batch, scalars=batch.scalars._replace(value=batch.scalars.value + said),
                    spectra=spectra._replace(values=values, sigma=spectra.sigma / unit))  # fmt: skip
 
@@ -118,9 +119,12 @@ def observed_again(batch: Batch) -> Batch:
     end where those of another object do."""
     batch = rescaled(with_noise(covered_as_another(batch), torch.ones(len(batch), device=batch.order.device)))
     scalars, curves = batch.scalars, batch.curves
-    value = scalars.value + scalars.error * torch.randn_like(scalars.value)
+    noisy = scalars.value + scalars.error * torch.randn_like(scalars.value)
+    noisy = torch.where((scalars.value > 0) & (noisy <= 0), scalars.value, noisy)  # there may be a logarithm to be taken
+    value = noisy - torch.where(scalars.name == SN, 0.5 * math.log10(2), 0)
     values = curves.values + torch.where(torch.isfinite(curves.sigma), curves.sigma, 0) * torch.randn_like(curves.sigma)
-    return replace(batch, scalars=scalars._replace(value=value), curves=curves._replace(values=values))
+    return replace(batch, scalars=scalars._replace(value=value, error=scalars.error * 2**0.5),
+                   curves=curves._replace(values=values.clamp(-LIMIT, LIMIT), sigma=curves.sigma * 2**0.5))  # fmt: skip
 
 
 def covered_as_another(batch: Batch) -> Batch:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hpcspec.config_files import config_folder, load
 from hpcspec.model.unified import Answers, Questions, Unified, likelihood
+from hpcspec.model.views import over
 from hpcspec.stream.batch import Batch
 from hpcspec.stream.tokens import Hiding, tokenize
 from hpcspec.stream.vocabulary import KINDS, Vocabulary
@@ -138,6 +139,18 @@ def test_neither_errors_of_hidden_tokens_nor_their_names_reach_the_encoder() -> 
                     curves=given.curves._replace(sigma=sigma))  # fmt: skip
     seen_changed, _ = answers(made(), other, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(seen, seen_changed, strict=True))
+
+
+def test_what_is_seen_sets_the_unit_of_a_spectrum(model: Unified) -> None:
+    """A hidden part that is brighter or fainter changes nothing of how the seen one is given."""
+    given = tokenize(packed([spectrum(n, ("log10", "linear"), 96) for n in range(6)]), WORDS, Hiding(0.5, 0.5, 1.0))
+    scaled = over(given, torch.tensor([0.4, 0.7, 1.0, 1.5, 2.0, 2.5]))
+    assert not torch.equal(scaled.spectra.values, given.spectra.values)
+    found = []
+    for one in (given, scaled):
+        torch.manual_seed(1)
+        found.append({name: value.item() for name, value in losses(model, one).items()})
+    assert found[1] == pytest.approx(found[0], abs=2e-3)
 
 
 def test_bad_samples_of_hidden_tokens_don_t_enter_the_loss(model: Unified) -> None:

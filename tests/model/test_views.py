@@ -126,6 +126,14 @@ def test_only_the_ends_are_cut_off() -> None:
         assert torch.equal(before[first : first + len(after)], after)
 
 
+def test_of_two_patches_one_stays() -> None:
+    given = batch([spectrum(n, pixels=16) for n in range(400)])
+    torch.manual_seed(0)
+    found = cropped(given)
+    counts = torch.bincount(found.owners[1], minlength=400)
+    assert counts.min() == 1 and counts.max() >= 2
+
+
 def test_no_instrument_is_cut_off_whole() -> None:
     infrared = replace(make("log10", 3000, (2,), "a"), grid=Grid("log10", 0.0, 6e-6), first=696700)
     arms = (make("log10", 3800, (1,), "SDSS"), infrared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,12 +113,21 @@ def shard(path: Path, spectra: Iterable[Observation], compression: str = "none",
     return path
 
 
-def dataset(folder: Path, counts: Sequence[int], pixels: int = 40, **changed: object) -> DataIndex:
-    """Shards of so many objects each, numbered through, all different."""
+def brighter(one: Observation, factor: float) -> Observation:
+    """Its spectra with so many times the flux, as well measured."""
+    arms = (replace(arm, flux=arm.flux * np.float32(factor), ivar=arm.ivar / np.float32(factor**2)) for arm in one.arms)
+    return replace(one, arms=tuple(arms))
+
+
+def dataset(folder: Path, counts: Sequence[int], pixels: int = 40, spread: float = 0.0, **changed: object) -> DataIndex:
+    """Shards of so many objects each, numbered through, all different, fainter and brighter by `spread` dex."""
     first = np.cumsum([0, *counts])
     numbers = [range(a, b) for a, b in zip(first[:-1].tolist(), first[1:].tolist(), strict=True)]
-    return open_index([shard(folder / f"sdss-{i:05d}.h5", [spectrum(n, pixels=pixels, **changed) for n in some])
-                       for i, some in enumerate(numbers)])  # fmt: skip
+    paths = []
+    for i, some in enumerate(numbers):
+        ones = [brighter(spectrum(n, pixels=pixels, **changed), 10 ** (spread * math.sin(n))) for n in some]
+        paths.append(shard(folder / f"sdss-{i:05d}.h5", ones))
+    return open_index(paths)
 
 
 def stored(path: Path) -> list[tuple[Observation, int, int]]:

@@ -32,7 +32,7 @@ class Flag(IntFlag):
 
     LOW_SN = 1, "The median signal to noise per pixel is below the limit of the run."
     FEW_PIXELS = 2, "Fewer valid pixels, or without spectra fewer epochs of light curves, than the run asks for."
-    OUT_OF_TRAINING_RANGE = 4, "The model's summary is farther from the training set than nearly all training objects are."
+    OUT_OF_TRAINING_RANGE = 4, "The summary by the model is farther from the training set than nearly all training objects are."
     CLASS_AMBIGUOUS = 8, "No class is clearly the most probable."
     EXTRAPOLATED_LABEL = 16, "At least one parameter lies outside the range of the labels it was learned from."
     NOT_APPLICABLE = 32, "At least one parameter has no meaning for this class of object and is NaN."

@@ -90,8 +90,8 @@ def fit_embedding(adapted: Adapted, items: Mapping[int, Tokens], vectors: np.nda
         shares = [found_next(((vectors - mean) @ directions(within, between, s)).astype(np.float32), of) for s in SYSTEMATICS]
         chosen = SYSTEMATICS[int(np.argmax(shares))]
         if ranks.rank == 0:
-            log.info("adapt: of %d observations of objects observed repeatedly %.0f %% are next to each other, with %.2g of all "
-                     "differences that are no noise and not of objects", count, 100 * max(shares), chosen)  # fmt: skip
+            log.info("adapt: %.0f %% of %d repeats are next to each other in the space of the embeddings, where %.2g of all "
+                     "differences are systematic errors", 100 * max(shares), count, chosen)  # fmt: skip
     adapted.embedding_map.copy_(torch.tensor(directions(within, between, chosen)))
 
 

@@ -134,8 +134,8 @@ class Training(Section):
     mask: float | tuple[float, float] = 0.5
     """Share of each object's tokens that is hidden and asked for, or its least and most; 0 hides nothing and asks for all."""
     hide_whole: float = Field(default=0.2, ge=0, le=1)
-    """Of the objects with several spectra, bands or scalars, the share of which one whole of these is hidden instead; of objects
-    that are scalars alone, a share `mask` of their series (bp_0, bp_1, … are one) and single scalars."""
+    """Of the objects with several parts, the share of which whole parts are hidden instead, a share `mask` of them and at least
+    one: spectra, bands and all scalars; of objects that are scalars alone, series (bp_0, bp_1, … are one) and single scalars."""
     summary_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the queries that must also be answered from the summary alone, which makes it a good embedding."""
     halves: float = Field(default=0.3, ge=0)

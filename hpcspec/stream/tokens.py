@@ -21,8 +21,7 @@ ALL_SCALARS, NO_PART, FIRST_SERIES = -1, -2, -3  # parts of an object; series of
 @dataclass(frozen=True)
 class Hiding:
     """What a training step hides: of each object a share of its tokens between `least` and `most`, or, of `whole` of the
-    objects that have several, one spectrum, one band or all its scalars; of those that are scalars alone as large a share of
-    their series."""
+    objects, as large a share of whole parts: spectra, bands and all scalars, or the series of those that are scalars alone."""
 
     least: float
     most: float
@@ -95,8 +94,7 @@ def hide(
 ) -> np.ndarray:
     """(T,) bool: the tokens hidden of objects of these lengths (N,), never their `own` (T,), at least one hidden and one seen
     where there are two others; `part` (T,) says what belongs together, NO_PART is what a spectrum or a light curve says of itself
-    as a scalar. Of whole parts one is hidden, of series as large a share as of tokens. It is a function of seed, epoch, number
-    and tokens."""
+    as a scalar. Of whole parts at least one is hidden and one seen. It is a function of seed, epoch, number and tokens."""
     owner, edges = np.repeat(np.arange(len(lengths)), lengths), np.cumsum(lengths) - lengths
     within = np.arange(len(owner)) - edges[owner]
     of_object = mix(mix(numbers.astype(np.uint64), how.seed) + epochs.astype(np.uint64), 1)
@@ -115,10 +113,7 @@ def hide(
         begins = np.append(True, (of[1:] != of[:-1]) | (ranks[1:] != ranks[:-1]))[: len(of)]  # of each part of each object
         there = np.bincount(of[begins], minlength=len(lengths))
         place = np.cumsum(begins) - 1 - (there.cumsum() - there)[of]
-        wanted = np.ones(len(lengths), np.int64)
-        series = np.zeros(len(lengths), bool)
-        series[owner[parts][part[parts] <= FIRST_SERIES]] = True
-        wanted[series] = np.clip(np.rint(share * there), 1, there - 1)[series]
+        wanted = np.clip((share * there).astype(np.int64), 1, there - 1)
         chosen = np.zeros(len(owner), bool)
         chosen[parts[ordered]] = place < wanted[of]
         hidden = np.where(((there > 1) & (uniform(mix(of_object, 5)) < how.whole))[owner], chosen, hidden)

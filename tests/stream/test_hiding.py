@@ -62,18 +62,29 @@ PARTS = np.array([-1, -1, -1, 0, 0, 0, 0, 1, 1, 2])  # the object's own token an
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_whole_parts_are_hidden_of_the_share_asked(share: float) -> None:
-    how, count = Hiding(0.5, 0.5, share), 3000
+    how, count = Hiding(0.3, 0.3, share), 3000
     found = np.array(hidden([10] * count, how, numbers=np.arange(count), parts=[PARTS] * count))
     wholes = [np.flatnonzero((PARTS == part) & (np.arange(10) > 0)).tolist() for part in (-1, 0, 1, 2)]
     which = np.array([wholes.index(one) if (one := np.flatnonzero(row).tolist()) in wholes else -1 for row in found])
-    by_share = (found.sum(1) == 4) & (which < 0)
+    by_share = (found.sum(1) == 3) & (which < 0)
     assert ((which >= 0) | by_share).all()
     assert np.mean(which >= 0) == pytest.approx(share, abs=0.03)
     if share:
         np.testing.assert_allclose(np.bincount(which[which >= 0]) / (which >= 0).sum(), 0.25, atol=0.06)  # any as often
-    alone = Hiding(0.5, 0.5)
+    alone = Hiding(0.3, 0.3)
     plain = np.array(hidden([10] * count, alone, numbers=np.arange(count), parts=[PARTS] * count))
     np.testing.assert_array_equal(found[by_share], plain[by_share])  # of the others it is as without
+
+
+def test_of_whole_parts_a_share_is_hidden() -> None:
+    how, count = Hiding(0.05, 0.95, 1.0), 2000
+    found = np.array(hidden([10] * count, how, numbers=np.arange(count), parts=[PARTS] * count))
+    whole = np.array([[row[PARTS == part][-1] for part in (-1, 0, 1, 2)] for row in found])
+    assert all((row[(PARTS == part) & (np.arange(10) > 0)] == on).all() for row, of in zip(found, whole, strict=True)
+               for part, on in zip((-1, 0, 1, 2), of, strict=True))  # fmt: skip
+    counts = np.bincount(whole.sum(1), minlength=5) / count
+    assert counts[0] == counts[4] == 0 and (counts[1:4] > 0.15).all()
+    assert len(np.unique(whole, axis=0)) == 14  # every set but none and all
 
 
 @pytest.mark.parametrize("parts", [[-1], [-1, 0], [-1, -1, -1], [-1, 3, 3, 3, 3]])
@@ -122,7 +133,7 @@ def test_in_a_batch_it_is_a_function_of_seed_epoch_and_object_alone() -> None:
 def test_a_whole_part_of_a_batch_is_one_spectrum_one_band_or_all_scalars() -> None:
     ones = [spectrum(n, ("log10", "linear"), 40, curves=(curve(n, 12), curve(n, 9, "R")), scalars=star(n).scalars)
             for n in range(60)]  # fmt: skip
-    made = tokenized(ones, Hiding(0.5, 0.5, 1.0))
+    made = tokenized(ones, Hiding(0.2, 0.2, 1.0))
     seen = set()
     names = made.scalars.name
     start = 0

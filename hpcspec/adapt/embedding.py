@@ -82,8 +82,10 @@ def fit_embedding(adapted: Adapted, items: Mapping[int, Tokens], vectors: np.nda
         found = evaluated(adapted, {numbers[p]: items[numbers[p]] for p in places}, again)
     pairs = np.stack([[x.numpy() for x in two] for two in found.values()]).astype(np.float64)
     pairs = np.concatenate(ranks.gather(pairs))
+    if len(pairs) < LEAST * width:
+        return
     within, between = covariances(pairs)
-    if len(pairs) < LEAST * width or np.trace(within) < 1e-9 * np.trace(between):
+    if np.trace(within) < 1e-9 * np.trace(between):
         return
     chosen, count = UNKNOWN, int((of >= 0).sum())
     if count >= FEW:

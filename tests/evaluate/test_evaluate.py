@@ -125,7 +125,7 @@ def test_other_experiments(shown: Path) -> None:
 def test_runs_share_the_shards_of_the_same_files(shown: Path) -> None:
     training = {run: (shown / "runs" / f"{run}-s1" / "run" / "shards" / "sdss").resolve() for run in ("tiny", "frozen")}
     assert training["tiny"] == training["frozen"] and list(training["tiny"].glob("*.h5"))
-    tested = {work.resolve() for work in shown.glob("runs/*/catalogs/*/work/shards/sdss")}
+    tested = {work.resolve() for work in shown.glob("runs/*/catalogs/*/*/shards/sdss")}
     assert len(tested) == 1 and training["tiny"] not in tested
     log = (shown / "runs" / "frozen-s1" / "log.txt").read_text()
     assert "units read" not in log
